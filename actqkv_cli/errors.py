@@ -1,0 +1,67 @@
+"""Every failure that actqkv foresees, with the exit code that it documents.
+
+ActqkvError                1  unexpected failure
+├── UsageError             2  the command's words do not fit together
+├── DocumentError          3  unreadable, or no text in it
+├── NoSuchDocument         4  nothing in the library by that name
+├── IdentityMismatch       5  the store was made by another model or format
+├── StoreDamaged           6  a checksum, a size or a field is wrong
+├── OutOfMemory            7  host or device memory ran out
+├── DiskFull               8  no space left, or over the library's limit
+└── ModelUnavailable       9  the model is not on this machine and cannot be fetched
+"""
+
+
+class ActqkvError(Exception):
+    """`message` is one line that says what is wrong; `hint` is one line that says what to do about it."""
+
+    exit_code = 1
+    kind = "failure"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ActqkvError):
+    exit_code = 2
+    kind = "usage"
+
+
+class DocumentError(ActqkvError):
+    exit_code = 3
+    kind = "document"
+
+
+class NoSuchDocument(ActqkvError):
+    exit_code = 4
+    kind = "no_such_document"
+
+
+class IdentityMismatch(ActqkvError):
+    exit_code = 5
+    kind = "identity_mismatch"
+
+
+class StoreDamaged(ActqkvError):
+    exit_code = 6
+    kind = "store_damaged"
+
+
+class OutOfMemory(ActqkvError):
+    exit_code = 7
+    kind = "out_of_memory"
+
+
+class DiskFull(ActqkvError):
+    exit_code = 8
+    kind = "disk_full"
+
+
+class ModelUnavailable(ActqkvError):
+    exit_code = 9
+    kind = "model_unavailable"
+
+
+EXIT_INTERRUPTED = 130
