@@ -1,0 +1,112 @@
+"""actqkv ingest: documents into the library."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from actqkv_cli.commands.output import note, print_json, progress
+from actqkv_cli.config import Settings
+from actqkv_cli.documents import Document, find_documents, read_document, read_stream
+from actqkv_cli.errors import DocumentError, UsageError
+
+
+def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool) -> None:
+    """Ingest every document that `paths` name; a bad one among several costs itself, and the exit code is its."""
+    if "-" in paths and (len(paths) > 1 or not name):
+        raise UsageError("stdin (-) is one document and needs a name", "cat FILE | actqkv ingest - --name NAME")
+    if name and paths != ["-"]:
+        raise UsageError("--name is for stdin (-) only", "a file is known by its own name")
+    files = [] if paths == ["-"] else find_documents([Path(path) for path in paths])
+    failures: list[DocumentError] = []
+    documents = _documents(files, name, failures, only=len(files) <= 1)
+    results = []
+    loaded = None
+    with progress("tokens", quiet) as report:
+        for document in documents:
+            for warning in document.warnings:
+                note(f"warning: {warning}")
+            if loaded is None:
+                from actqkv_cli.commands.models import load
+
+                loaded = load(settings.model, settings.dtype, settings, quiet)
+            from actqkv_cli.engine.ingest import ingest
+            from actqkv_cli.store.manifest import Reading
+
+            reading = Reading(
+                window=512,
+                sink=64,
+                local=512,
+                budget=settings.budget,
+                positions=settings.positions,
+                prefill=settings.prefill,
+                representative=settings.representative,
+                score="dot",
+            )
+            began = time.monotonic()
+            try:
+                done = ingest(
+                    document, loaded, settings.home, settings.cache, reading, settings.disk_limit, report
+                )
+            except KeyboardInterrupt:
+                note(f"interrupted; `{_again(paths, name)}` resumes {document.name} at its last whole segment")
+                raise
+            for warning in done.warnings:
+                note(f"warning: {warning}")
+            manifest = done.manifest
+            size = sum(segment.bytes for segment in manifest.segments) + manifest.index.bytes
+            results.append(
+                {
+                    "id": manifest.id,
+                    "name": document.name,
+                    "pages": document.page_count,
+                    "tokens": manifest.tokens,
+                    "bytes": size,
+                    "unchanged": done.unchanged,
+                    "resumed_at": done.resumed_at,
+                    "seconds": round(time.monotonic() - began, 3),
+                }
+            )
+            if not quiet:
+                note(_summary(results[-1]))
+    if as_json:
+        print_json({"documents": results, "failed": [failure.message for failure in failures]})
+    if failures:
+        raise failures[0] if len(failures) == 1 else DocumentError(f"{len(failures)} documents could not be read")
+
+
+def _documents(
+    files: list[Path], name: str | None, failures: list[DocumentError], only: bool
+) -> Iterator[Document]:
+    if name:
+        yield read_stream(sys.stdin.buffer, name)
+    for path in files:
+        try:
+            yield read_document(path)
+        except DocumentError as error:
+            if only:
+                raise
+            note(f"error: {error.message}")
+            failures.append(error)
+
+
+def _again(paths: list[str], name: str | None) -> str:
+    import shlex
+
+    words = ["actqkv", "ingest", *paths, *(["--name", name] if name else [])]
+    return shlex.join(words)
+
+
+def _summary(result: dict[str, object]) -> str:
+    what = f"{result['name']} ({result['pages']} pages, {result['tokens']:,} tokens)"
+    if result["unchanged"]:
+        return f"{what} is in the library already, as {result['id']}"
+    read = int(str(result["tokens"])) - int(str(result["resumed_at"]))
+    speed = read / max(float(str(result["seconds"])), 1e-9)
+    resumed = f", resumed at token {result['resumed_at']:,}" if result["resumed_at"] else ""
+    return (
+        f"read {what} in {result['seconds']:.1f} s, {speed:,.0f} tokens/s{resumed}; "
+        f"{int(str(result['bytes'])) / 1e6:,.0f} MB as {result['id']}"
+    )
+
+

@@ -1,0 +1,120 @@
+"""actqkv ls, show, rm, verify: what is in the library, and whether it is sound."""
+
+import datetime
+import sys
+from typing import Any
+
+from actqkv_cli.commands.output import note, print_json
+from actqkv_cli.config import Settings
+from actqkv_cli.errors import StoreDamaged, UsageError
+from actqkv_cli.store.library import Entry, find, list_entries, remove
+from actqkv_cli.store.locks import reading
+
+
+def ls(settings: Settings, as_json: bool) -> None:
+    entries = list_entries(settings.home)
+    if as_json:
+        print_json({"home": str(settings.home), "documents": [_brief(entry) for entry in entries]})
+        return
+    if not entries:
+        note(f"the library {settings.home} is empty; `actqkv ingest FILE` adds a document")
+    for entry in entries:
+        brief = _brief(entry)
+        size = f"{entry.size / 1e6:,.0f} MB"
+        tokens = f"{brief['tokens']:,} tokens" if brief["tokens"] else "-"
+        state = "" if entry.state == "complete" else f"  [{entry.state}]"
+        sys.stdout.write(f"{entry.id}  {entry.name or '-'}  {tokens}  {size}  {brief['modified']}{state}\n")
+
+
+def show(selector: str | None, settings: Settings, as_json: bool) -> None:
+    entry = find(settings.home, selector)
+    assert entry.manifest is not None
+    record = entry.manifest.model_dump(mode="json")
+    if as_json:
+        print_json({**_brief(entry), "folder": str(entry.folder), "manifest": record})
+        return
+    source, geometry = record["source"], record["geometry"]
+    skipped = f", {len(source['skipped'])} without text" if source["skipped"] else ""
+    heads = " ".join(f"{head['layer']}.{head['head']}" for head in record["retrieval_heads"])
+    lines = {
+        "document": f"{source['name']} ({source['page_count']} pages{skipped}, {source['characters']:,} characters)",
+        "id": entry.id,
+        "folder": entry.folder,
+        "size": f"{entry.size / 1e6:,.1f} MB, index {record['index']['bytes'] / 1e6:,.1f} MB",
+        "tokens": f"{record['tokens']:,} in {entry.manifest.block_count:,} blocks of {geometry['block_size']}",
+        "model": f"{record['model'].get('name')}, {geometry['dtype']}, {geometry['layers']} layers, "
+        f"{geometry['kv_heads']} kv heads of {geometry['head_dim']}",
+        "reading": ", ".join(f"{key} {value}" for key, value in record["reading"].items()),
+        "retrieval heads": heads or "none",
+        "source sha256": source["sha256"],
+    }
+    for key, value in lines.items():
+        sys.stdout.write(f"{key + ':':<17}{value}\n")
+
+
+def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> None:
+    entries = [_any_state(settings, selector) for selector in selectors]
+    for entry in entries:
+        if not yes and not _confirmed(entry):
+            note("nothing removed")
+            return
+        remove(settings.home, entry)
+        note(f"removed {entry.id} ({entry.size / 1e6:,.1f} MB)")
+    if as_json:
+        print_json({"removed": [_brief(entry) for entry in entries]})
+
+
+def verify(selector: str | None, settings: Settings, as_json: bool) -> None:
+    from actqkv_cli.store.verify import verify_document
+
+    entries = list_entries(settings.home) if selector is None else [_any_state(settings, selector)]
+    whole = [entry for entry in entries if entry.state != "unfinished"]
+    problems: dict[str, list[str]] = {}
+    for entry in whole:
+        with reading(settings.home, entry.id):
+            problems[entry.id] = verify_document(entry.folder)
+        if not as_json:
+            for problem in problems[entry.id]:
+                sys.stdout.write(f"{entry.id}: {problem}\n")
+            if not problems[entry.id]:
+                sys.stdout.write(f"{entry.id}: sound\n")
+    bad = [name for name, found in problems.items() if found]
+    if as_json:
+        print_json({"documents": problems, "damaged": bad})
+    if bad:
+        raise StoreDamaged(
+            f"{len(bad)} of {len(whole)} documents are damaged: {', '.join(bad)}",
+            "`actqkv rm` them and ingest them again",
+        )
+
+
+def _brief(entry: Entry) -> dict[str, Any]:
+    record = entry.manifest or entry.progress
+    modified = datetime.datetime.fromtimestamp(entry.modified).astimezone()
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "state": entry.state,
+        "tokens": record.tokens if record else None,
+        "pages": record.source.page_count if record else None,
+        "bytes": entry.size,
+        "modified": modified.isoformat(timespec="seconds"),
+        **({"error": entry.error} if entry.error else {}),
+    }
+
+
+def _any_state(settings: Settings, selector: str) -> Entry:
+    """A document by exact id or name, or by any rule of `find`; damaged and unfinished ones too."""
+    exact = [e for e in list_entries(settings.home) if selector in (e.id, e.name)]
+    if len(exact) > 1 and not any(e.id == selector for e in exact):
+        raise UsageError(f"{len(exact)} documents are called {selector!r}: {', '.join(e.id for e in exact)}")
+    by_id = [e for e in exact if e.id == selector]
+    return (by_id or exact or [find(settings.home, selector)])[0]
+
+
+def _confirmed(entry: Entry) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("rm asks before it removes, and there is no terminal to ask on", "add --yes")
+    import typer
+
+    return typer.confirm(f"Remove {entry.name or entry.id} ({entry.id}, {entry.size / 1e6:,.1f} MB)?", err=True)

@@ -1,0 +1,104 @@
+"""Streams: stdout carries only the answer or only JSON; progress, warnings and timings go to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+
+_PLAIN_EVERY = 10.0  # seconds between progress lines where stderr is no terminal
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
+
+
+def note(text: str) -> None:
+    """One line to stderr."""
+    stderr().print(text)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def print_event(kind: str, **fields: Any) -> None:
+    """One event of a JSON-lines stream."""
+    sys.stdout.write(json.dumps({"type": kind, **fields}, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+class Report(Protocol):
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+@contextmanager
+def progress(unit: str, quiet: bool = False) -> Iterator[Report]:
+    """Progress of work that has stages: a bar on a terminal, else a plain line now and then. unit: what is counted."""
+    if quiet:
+        yield lambda stage, done, total: None
+    elif sys.stderr.isatty():
+        with _bar(unit) as report:
+            yield report
+    else:
+        yield _plain_lines(unit)
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Report]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+        rates: dict[str, _Rate] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total or None, rate="")
+                rates[stage] = _Rate(done)
+            bar.update(tasks[stage], completed=done, total=total or None, rate=rates[stage].text(done, unit))
+
+        yield report
+
+
+def _plain_lines(unit: str) -> Report:
+    last: dict[str, float] = {}
+    rates: dict[str, _Rate] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage not in last:
+            last[stage], rates[stage] = now, _Rate(done)
+        elif now - last[stage] >= _PLAIN_EVERY:
+            last[stage] = now
+            share = f" of {total:,}" if total else ""
+            note(f"{stage}: {done:,}{share} {unit}, {rates[stage].text(done, unit)}{rates[stage].left(done, total)}")
+
+    return report
+
+
+class _Rate:
+    """Speed since a stage began in this run, what an earlier run did left out."""
+
+    def __init__(self, done: int) -> None:
+        self._first, self._began = done, time.monotonic()
+
+    def _per_second(self, done: int) -> float:
+        return (done - self._first) / max(time.monotonic() - self._began, 1e-9)
+
+    def text(self, done: int, unit: str) -> str:
+        return f"{self._per_second(done):,.0f} {unit}/s" if done > self._first else ""
+
+    def left(self, done: int, total: int) -> str:
+        rate = self._per_second(done)
+        return f", {(total - done) / rate:,.0f} s left" if rate > 0 and total > done else ""

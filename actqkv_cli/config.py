@@ -1,0 +1,59 @@
+"""Settings: a flag, else ACTQKV_* in the environment, else config.toml, else the default."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from actqkv_cli.errors import UsageError
+
+CONFIG_FILE = platformdirs.user_config_path("actqkv") / "config.toml"
+
+
+class Settings(BaseSettings):
+    """Sizes in bytes or tokens as named; `home` holds documents, `cache` models and their calibration."""
+
+    model_config = SettingsConfigDict(env_prefix="ACTQKV_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    home: Path = Field(default_factory=lambda: platformdirs.user_data_path("actqkv"))
+    cache: Path = Field(default_factory=lambda: platformdirs.user_cache_path("actqkv"))
+    model: str = "default"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    offline: bool = False
+    disk_limit: int | None = Field(default=None, ge=1)  # bytes of the whole library
+    budget: int = Field(default=2048, ge=576, le=1 << 20)  # tokens
+    positions: Literal["clamped", "compact", "original"] = "clamped"
+    prefill: Literal["windowed", "full"] = "windowed"
+    representative: Literal["mean", "anchor"] = "mean"
+    policy: str = "heads"
+    max_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, sources["env_settings"], TomlConfigSettingsSource(settings_cls, CONFIG_FILE)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings in force; flags that are None were not given. Raises UsageError that names what is wrong."""
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"setting {name}: {first['msg']}", f"see the flags, ACTQKV_*, and {CONFIG_FILE}") from None
+    except (OSError, ValueError) as error:  # tomllib's error is a ValueError
+        raise UsageError(f"cannot read {CONFIG_FILE}: {error}") from None
+    return settings.model_copy(update={"home": settings.home.expanduser(), "cache": settings.cache.expanduser()})

@@ -1,0 +1,157 @@
+"""Where blocks come from: a bounded cache in front of the disk, and, while a document is read, its newest tokens."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from actqkv_kernels import anchor_representatives, mean_representatives
+from torch import Tensor
+
+from actqkv_cli.engine.layout import Layout
+from actqkv_cli.store.manifest import Geometry, Reading
+from actqkv_cli.store.blocks import BlockFiles
+from actqkv_cli.store.writer import DocumentWriter
+
+ReadBlocks = Callable[[int, Tensor], Tensor]
+"""(layer, ascending ids) -> `(n, 2, Hkv, b, d)` on the CPU, from disk."""
+
+
+class BlockCache:
+    """The blocks read last, `capacity` of each layer, least recently used leave first."""
+
+    def __init__(self, read: ReadBlocks, layers: int, capacity: int, device: torch.device) -> None:
+        self._read = read
+        self._capacity = capacity
+        self._device = device
+        self._slots: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layers)]
+        self._pool: list[Tensor | None] = [None] * layers
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        if len(ids) > self._capacity:
+            return self._read(layer, ids).to(self._device)
+        slots = self._slots[layer]
+        wanted = ids.tolist()
+        missing = []
+        for block in wanted:
+            if block in slots:
+                slots.move_to_end(block)
+            else:
+                missing.append(block)
+        pool = self._pool[layer]
+        if missing or pool is None:
+            read = self._read(layer, torch.tensor(missing, dtype=torch.int64)).to(self._device)
+            if pool is None:
+                pool = self._pool[layer] = read.new_empty((self._capacity, *read.shape[1:]))
+            for block in missing:
+                slots[block] = len(slots) if len(slots) < self._capacity else slots.popitem(last=False)[1]
+            pool[torch.tensor([slots[block] for block in missing], device=self._device, dtype=torch.int64)] = read
+        return pool[torch.tensor([slots[block] for block in wanted], device=self._device, dtype=torch.int64)]
+
+
+class GrowingBlocks:
+    """The blocks of a document that is being read: the newest in memory, the rest in segments on disk.
+
+    A block's representative is settled when it leaves the local window, a segment is written when all its blocks
+    are settled. Memory holds one segment, a local window and a window, whatever the document's length.
+    """
+
+    def __init__(
+        self, writer: DocumentWriter, geometry: Geometry, reading: Reading, tokens: int, device: torch.device
+    ) -> None:
+        self._writer = writer
+        self._geometry = geometry
+        self._layout = Layout(geometry.block_size, reading.sink, reading.local, reading.budget)
+        self._anchor = reading.representative == "anchor"
+        self._tokens = tokens
+        self.total_blocks = -(-tokens // geometry.block_size)
+        files = BlockFiles(writer.folder, geometry, lambda: writer.segments)
+        everything = reading.prefill == "full"
+        capacity = self.total_blocks if everything else 2 * self._layout.retrieved_blocks + self._layout.sink
+        self._disk = BlockCache(files.read, geometry.layers, capacity, device)
+        dtype = getattr(torch, geometry.dtype)
+        shape = (geometry.kv_heads, geometry.head_dim)
+        self.representatives = torch.zeros(
+            (geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device
+        )
+        in_memory = geometry.segment_blocks + (reading.local + 2 * reading.window) // geometry.block_size
+        self._pending = torch.zeros(
+            (geometry.layers, in_memory, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim),
+            dtype=dtype,
+            device=device,
+        )
+        self._mass = torch.zeros(
+            (geometry.layers, in_memory if self._anchor else 0, geometry.kv_heads, geometry.block_size), device=device
+        )
+        self._first = self._settled = sum(segment.blocks for segment in writer.segments)
+        done = 0
+        for number, segment in enumerate(writer.segments):
+            _, representatives = writer.load_segment(number)
+            self.representatives[:, done : done + segment.blocks] = representatives.to(device)
+            done += segment.blocks
+
+    @property
+    def resume_at(self) -> int:
+        """The token at which reading begins: 0, or the end of the last whole segment."""
+        return min(self._first * self._geometry.block_size, self._tokens)
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        on_disk = int((ids < self._first).sum())
+        newest = self._pending[layer, (ids[on_disk:] - self._first).to(self._pending.device)]
+        if not on_disk:
+            return newest
+        oldest = self._disk.blocks(layer, ids[:on_disk])
+        return torch.cat([oldest, newest]) if len(newest) else oldest
+
+    def append(self, layer: int, position: int, key: Tensor, value: Tensor) -> None:
+        """Keep a window's keys and values `(Hkv, W, d)`; it begins at token `position`, at a block's start."""
+        size = self._geometry.block_size
+        first = position // size - self._first
+        whole, rest = divmod(key.shape[1], size)
+        for kind, states in enumerate((key, value)):
+            target = self._pending[layer, :, kind]
+            if whole:
+                blocks = states[:, : whole * size].unflatten(1, (whole, size))
+                target[first : first + whole] = blocks.transpose(0, 1)
+            if rest:
+                target[first + whole] = 0
+                target[first + whole, :, :rest] = states[:, whole * size :]
+
+    def add_mass(self, layer: int, position: int, mass: Tensor) -> None:
+        """Add attention that keys received, `(Hkv, n)` fp32, from token `position` on, at a block's start."""
+        size = self._geometry.block_size
+        first = position // size - self._first
+        mass = torch.nn.functional.pad(mass, (0, -mass.shape[1] % size)).unflatten(1, (-1, size)).transpose(0, 1)
+        skip = max(0, -first)  # blocks of the local window that were settled before an interruption
+        self._mass[layer, first + skip : first + len(mass)] += mass[skip:]
+
+    def advance(self, position: int) -> None:
+        """All layers have seen the tokens before `position`: settle what left the local window, write what is whole."""
+        finished = position >= self._tokens
+        self._settle(self.total_blocks if finished else self._layout.near_start(position))
+        size = self._geometry.segment_blocks
+        while self._settled - self._first >= size or (finished and self._first < self.total_blocks):
+            self._write(min(size, self._settled - self._first))
+
+    def _settle(self, end: int) -> None:
+        begin, size = self._settled, self._geometry.block_size
+        if end <= begin:
+            return
+        ours = slice(begin - self._first, end - self._first)
+        keys = self._pending[:, ours, 0]
+        tokens = (self._tokens - torch.arange(begin, end, device=keys.device) * size).clamp(max=size)
+        if self._anchor:
+            real = torch.arange(size, device=keys.device) < tokens[:, None]
+            mass = self._mass[:, ours].masked_fill(~real[:, None], float("-inf"))
+            self.representatives[:, begin:end] = anchor_representatives(keys, mass)
+        else:
+            self.representatives[:, begin:end] = mean_representatives(keys, tokens)
+        self._settled = end
+
+    def _write(self, count: int) -> None:
+        layers = [layer[:count].cpu() for layer in self._pending]
+        self._writer.write_segment(layers, self.representatives[:, self._first : self._first + count].cpu())
+        for kept in (self._pending, self._mass) if self._anchor else (self._pending,):
+            left = kept.shape[1] - count
+            kept[:, :left] = kept[:, count:].clone()
+            kept[:, left:] = 0
+        self._first += count

@@ -1,0 +1,189 @@
+"""Finding a model's retrieval heads: a small document with planted facts, asked one by one (DESIGN section 4).
+
+Source: Wu et al. 2024, retrieval heads; the measure is ours: how often the planted block is among a head's five best.
+"""
+
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from actqkv_cli.engine.prefill import prefill
+from actqkv_cli.engine.session import Run, Session, open_session
+from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.retrieval.policies import actqkv
+from actqkv_cli.retrieval.policies.heads import question_mass
+from actqkv_cli.retrieval.policy import Task
+from actqkv_cli.store.manifest import Draft, Geometry, Reading, RetrievalHead, Source
+from actqkv_cli.store.reader import DocumentReader
+from actqkv_cli.store.writer import DocumentWriter
+
+VERSION = 1  # of facts, filler and measure: a change finds the heads anew
+HEADS = 6  # kept; DESIGN section 4 measured 6 of 12 as good as all
+_BEST = 5  # a head has found a fact whose block is among its five best
+_SENTENCES = 320  # of filler, some 5,000 tokens
+
+FACTS = (
+    ("The night watchman of the salt store was called Ansel Birk.", "What was the night watchman's name?"),
+    ("Visitors must leave their umbrellas in the green chest.", "Where do visitors leave their umbrellas?"),
+    ("The comet was first seen from the orchard in 1743.", "In which year was the comet first seen?"),
+    ("Doctor Ilse Varga discovered that the moss glows.", "Who found out that the moss gives light?"),
+    ("The spare key hangs behind the portrait of the admiral.", "Where is the spare key kept?"),
+    ("A ticket for the cable car costs seventeen crowns.", "How much does a cable car ticket cost?"),
+    ("The emperor's favourite horse bore the name Thistle.", "What was the horse of the emperor called?"),
+    ("The bell was cast from copper and silver.", "Which metals was the bell made of?"),
+    ("Trout may be fished only from the northern bank.", "From where is it allowed to catch trout?"),
+    ("The archive closes its doors at half past four.", "When does the archive close?"),
+    ("Professor Hugo Lindqvist lost the map in Trieste.", "In which city was the map lost?"),
+    ("The tower has two hundred and eleven steps.", "How many steps lead up the tower?"),
+)
+
+_SUBJECTS = (
+    "the old carter|a neighbour|the weaver's son|the committee|one of the clerks|the gardener|a travelling singer|"
+    "the second cook|the surveyor|her cousin|the miller|a young recruit|the printer|the innkeeper|a quiet guest"
+).split("|")
+_VERBS = (
+    "walked along|spoke about|swept|remembered|painted|looked over|complained of|paid for|drew|measured|"
+    "wrote a letter about|waited beside|repaired|argued over|cleared"
+).split("|")
+_OBJECTS = (
+    "the long road|the wooden fence|a row of poplars|the market stalls|the broken cart|a field of barley|"
+    "the cold kitchen|the lower meadow|a pile of bricks|the small bridge|the empty barn|the stone wall|"
+    "a basket of pears|the narrow lane|the wet hay"
+).split("|")
+_ENDS = (
+    "before the rain came|while the others slept|as on every other day|without saying much|until it grew dark|"
+    "because there was time|and went home again|in the mild weather|after a short rest|for no particular reason|"
+    "with great patience|as the custom was|to pass the hours|though nobody had asked|and thought no more of it"
+).split("|")
+
+
+class Calibration(BaseModel):
+    """A model's retrieval heads, best first, and the mean information density of each of its layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    heads: list[RetrievalHead]
+    density: list[float]
+
+
+def planted_document(seed: int = 0) -> tuple[str, list[tuple[int, int]]]:
+    """Filler with the facts spread evenly through it, and the range of characters of each fact."""
+    draw = random.Random(seed)
+    filler = []
+    for _ in range(_SENTENCES):
+        words = (draw.choice(part) for part in (_SUBJECTS, _VERBS, _OBJECTS, _ENDS))
+        sentence = " ".join(words)
+        filler.append(sentence[0].upper() + sentence[1:] + ".")
+    # The first and last sixteenth stay plain: they hold the sink and the local window.
+    margin, every = _SENTENCES // 8, (_SENTENCES - 2 * (_SENTENCES // 8)) // len(FACTS)
+    text, places = "", []
+    for number, sentence in enumerate(filler):
+        index, rest = divmod(number - margin, every)
+        if rest == 0 and 0 <= index < len(FACTS):
+            places.append((len(text), len(text) + len(FACTS[index][0])))
+            text += FACTS[index][0] + " "
+        text += sentence + " "
+    return text.rstrip(), places
+
+
+@dataclass
+class _Observer:
+    """ActQKV's policy, while it notes for every head of every layer which blocks the question looks at."""
+
+    inner: actqkv.Policy
+    task: Task
+    keys: list[Tensor]  # of each layer, (Hkv, T, d)
+    mass: list[Tensor]
+
+    scout_layers = 0
+
+    def begin(self, step: Any) -> None:
+        self.inner.begin(step)
+
+    def select(self, layer: int, queries: Tensor) -> Tensor:
+        keys = self.keys[layer].repeat_interleave(queries.shape[0] // len(self.keys[layer]), dim=0)
+        self.mass.append(question_mass(queries[:, self.task.own], keys, self.task).cpu())
+        return self.inner.select(layer, queries)
+
+    def ranking(self, mass: Tensor) -> Tensor:
+        return mass
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    geometry: Geometry,
+    reading: Reading,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibration:
+    """Read the planted document, ask for each fact, keep the heads that find it most often."""
+    text, places = planted_document()
+    encoded = encode_document(tokenizer, [(1, 0, text)])
+    tokens = len(encoded.ids)
+    draft = Draft(
+        id="calibration",
+        source=Source(name="calibration", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
+        model={},
+        geometry=geometry,
+        reading=reading,
+        tokens=tokens,
+        document_start=encoded.start,
+    )
+    total = tokens + len(FACTS) * 64
+    with tempfile.TemporaryDirectory(prefix="actqkv-") as scratch:
+        folder = Path(scratch) / "calibration"
+        with DocumentWriter.open(folder, draft) as writer:
+            representatives = prefill(
+                model, encoded.ids, writer, geometry, reading, lambda position: progress(position, total)
+            )
+            tables = {"ids": encoded.ids, "char_start": encoded.char_start, "page": encoded.page}
+            writer.commit(text, tables, {"representatives": representatives.cpu()})
+        with DocumentReader(folder) as reader, open_session(model, reader) as session:
+            keys = [_keys(reader, layer, tokens).to(model.device) for layer in range(geometry.layers)]
+            found, mass_there, densities = [], [], []
+            for number, ((_, question), place) in enumerate(zip(FACTS, places, strict=True)):
+                mass, density = _observe(session, tokenizer, question, keys)
+                target = _blocks_at(encoded.char_start, encoded.start, place, geometry.block_size)
+                best = mass.topk(_BEST, dim=-1).indices  # (L, H, 5)
+                found.append(torch.isin(best, target).any(dim=-1))
+                mass_there.append(mass[..., target].sum(dim=-1))
+                densities.append(density)
+                progress(tokens + (number + 1) * 64, total)
+    share = torch.stack(found).float().mean(dim=0)
+    # Heads that found equally many facts are ordered by how much of their attention went there.
+    order = (share + torch.stack(mass_there).mean(dim=0) / len(FACTS)).flatten().argsort(descending=True)
+    heads_per_layer = share.shape[1]
+    heads = [divmod(int(i), heads_per_layer) for i in order[:HEADS]]
+    return Calibration(
+        heads=[RetrievalHead(layer=l, head=h, score=round(float(share[l, h]), 4)) for l, h in heads],
+        density=[round(float(h), 6) for h in torch.stack(densities).mean(dim=0)],
+    )
+
+
+def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention of all heads from one question to all blocks `(L, H, N)`, and the layers' densities `(L,)`."""
+    encoded = encode_question(tokenizer, question)
+    task = session.task(encoded)
+    observer = _Observer(actqkv.Policy(task), task, keys, [])
+    Run(session, observer, encoded, room=0)
+    return torch.stack(observer.mass), observer.inner.densities
+
+
+def _keys(reader: DocumentReader, layer: int, tokens: int) -> Tensor:
+    blocks = reader.read_blocks(layer, torch.arange(reader.manifest.block_count))
+    return blocks[:, 0].transpose(0, 1).flatten(1, 2)[:, :tokens]
+
+
+def _blocks_at(char_start: Tensor, first: int, place: tuple[int, int], block_size: int) -> Tensor:
+    """The blocks in which a range of characters stands."""
+    inside = torch.arange(first, len(char_start))
+    starts = char_start[first:]
+    inside = inside[(starts >= place[0]) & (starts < place[1])]
+    return (inside // block_size).unique()

@@ -1,0 +1,168 @@
+"""One document from text to a committed store: identity, resume, prefill, index."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from actqkv_cli.documents import PAGE_SEPARATOR, Document
+from actqkv_cli.engine.calibration import VERSION, Calibration, calibrate
+from actqkv_cli.engine.prefill import prefill
+from actqkv_cli.errors import UsageError
+from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.model.prompt import EncodedDocument, encode_document
+from actqkv_cli.retrieval.policy import head_rows
+from actqkv_cli.store.files import write_atomic
+from actqkv_cli.store.library import document_id, writing
+from actqkv_cli.store.manifest import MANIFEST, Draft, Geometry, Manifest, Reading, Source, load_manifest
+from actqkv_cli.store.writer import DocumentWriter
+
+Progress = Callable[[str, int, int], None]
+"""(stage, tokens done, tokens in all)"""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest did. resumed_at: tokens that an earlier, interrupted run had read; unchanged: nothing was done."""
+
+    manifest: Manifest
+    unchanged: bool
+    resumed_at: int
+    warnings: tuple[str, ...]
+
+
+def geometry_of(loaded: LoadedModel) -> Geometry:
+    config = loaded.model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Geometry(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        dtype=loaded.dtype,
+    )
+
+
+def model_identity(loaded: LoadedModel) -> dict[str, str]:
+    """What must be equal for a stored cache to be this model's; "name" only tells where it came from."""
+    return {**loaded.files.identity, "dtype": loaded.dtype}
+
+
+def ingest(
+    document: Document,
+    loaded: LoadedModel,
+    home: Path,
+    cache: Path,
+    reading: Reading,
+    disk_limit: int | None,
+    progress: Progress,
+) -> Ingested:
+    """Read a document into the library at `home`, or resume, or find that it is there already.
+
+    Raises UsageError when the settings do not fit document and model, and whatever the store raises.
+    """
+    encoded = encode_document(loaded.tokenizer, _pages(document))
+    _check_window(loaded, reading, len(encoded.ids))
+    geometry, identity = geometry_of(loaded), model_identity(loaded)
+    decisive = {key: value for key, value in identity.items() if key != "name"}
+    ours = document_id(
+        document.name,
+        document.sha256,
+        {"model": decisive, "geometry": geometry.model_dump(), "reading": reading.model_dump()},
+    )
+    folder = home / ours
+    if (folder / MANIFEST).exists():
+        return Ingested(load_manifest(folder), unchanged=True, resumed_at=0, warnings=())
+    known = calibration_of(loaded, geometry, reading, cache, progress)
+    draft = Draft(
+        id=ours,
+        source=Source(
+            name=document.name,
+            sha256=document.sha256,
+            page_count=document.page_count,
+            characters=len(document.text),
+            extractor=document.extractor,
+            skipped=list(document.skipped),
+        ),
+        model=identity,
+        geometry=geometry,
+        reading=reading,
+        tokens=len(encoded.ids),
+        document_start=encoded.start,
+        retrieval_heads=known.heads,
+        density=known.density,
+    )
+    with writing(home, ours), DocumentWriter.open(folder, draft, disk_limit) as writer:
+        resumed_at = min(len(encoded.ids), sum(s.blocks for s in writer.segments) * geometry.block_size)
+        representatives = prefill(
+            loaded.model,
+            encoded.ids,
+            writer,
+            geometry,
+            reading,
+            lambda position: progress("reading", position, len(encoded.ids)),
+        )
+        index = {"representatives": representatives.cpu(), **_head_keys(writer, draft, loaded)}
+        manifest = writer.commit(document.text, _tables(encoded), index)
+    return Ingested(manifest, unchanged=False, resumed_at=resumed_at, warnings=tuple(writer.warnings))
+
+
+def _pages(document: Document) -> list[tuple[int, int, str]]:
+    """Pages as the tokenizer takes them: together they cover the text, separators included."""
+    pages = []
+    for index, (page, start) in enumerate(zip(document.pages, document.page_starts, strict=True)):
+        before = PAGE_SEPARATOR if index else ""
+        pages.append((page.number, start - len(before), before + page.text))
+    return pages
+
+
+def _check_window(loaded: LoadedModel, reading: Reading, tokens: int) -> None:
+    native = loaded.model.config.max_position_embeddings
+    if (reading.positions == "original" or reading.prefill == "full") and tokens > native:
+        raise UsageError(
+            f"the document has {tokens:,} tokens, and the model's own window {native:,}",
+            "longer documents need --prefill windowed with --positions clamped or compact",
+        )
+
+
+def calibration_of(
+    loaded: LoadedModel, geometry: Geometry, reading: Reading, cache: Path, progress: Progress
+) -> Calibration:
+    """The model's retrieval heads, found at its first ingest and kept beside the models."""
+    key = {"version": VERSION, "model": model_identity(loaded), "reading": reading.model_dump()}
+    del key["model"]["name"]  # type: ignore[attr-defined]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = cache / "calibration" / f"{digest[:32]}.json"
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        pass
+    found = calibrate(
+        loaded.model,
+        loaded.tokenizer,
+        geometry,
+        reading,
+        lambda done, total: progress("calibrating", done, total),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, [found.model_dump_json(indent=2).encode()])
+    return found
+
+
+def _head_keys(writer: DocumentWriter, draft: Draft, loaded: LoadedModel) -> dict[str, Tensor]:
+    """The retrieval heads' keys for the whole document, `(rows, T, d)`, read back from the segments."""
+    rows = head_rows(draft.retrieval_heads, loaded.model.config.num_attention_heads, draft.geometry.kv_heads)
+    keys = []
+    for layer in sorted({layer for layer, _ in rows}):
+        heads = [head for row_layer, head in rows if row_layer == layer]
+        parts = [blocks[:, 0, heads].transpose(0, 1).flatten(1, 2) for blocks in writer.read_layer(layer)]
+        keys.append(torch.cat(parts, dim=1)[:, : draft.tokens])
+    return {"head_keys": torch.cat(keys)} if keys else {}
+
+
+def _tables(encoded: EncodedDocument) -> dict[str, Tensor]:
+    return {"ids": encoded.ids, "char_start": encoded.char_start, "page": encoded.page}

@@ -1,0 +1,173 @@
+"""One layer's attention over [sink | chosen blocks | local window | the tokens fed since]."""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from actqkv_kernels import block_attention
+from torch import Tensor
+
+from actqkv_cli.engine.layout import Layout
+from actqkv_cli.model.attention import Call, Rotary
+
+Positions = Literal["clamped", "compact", "original"]
+
+
+class BlockSource(Protocol):
+    """Where the document's blocks come from."""
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
+        ...
+
+
+Select = Callable[[int, Tensor], Tensor]
+"""(layer, un-rotated queries `(H, W, d)`) -> ids of the blocks to attend to beside sink and local, ascending."""
+
+
+class LayerAttention:
+    """The state of one layer while a session lasts. `begin` opens it at a position of the document."""
+
+    def __init__(
+        self, layer: int, source: BlockSource, select: Select, rotary: Rotary, layout: Layout, positions: Positions
+    ) -> None:
+        self._layer = layer
+        self._source = source
+        self._select = select
+        self._rotary = rotary
+        self._layout = layout
+        self._positions = positions
+        self.want_mass = False
+        self.mass: Tensor | None = None  # (Hkv, F + N), attention that keys received in the last call, if wanted
+
+    def begin(self, position: int, room: int) -> None:
+        """Bring in sink and local window before token `position`, and room for `room` tokens after it."""
+        layout = self._layout
+        first = layout.near_start(position)
+        end = -(-position // layout.block_size)
+        local = self._source.blocks(self._layer, torch.arange(first, end))
+        self.near_first = first * layout.block_size
+        self._near_count = position - self.near_first
+        self._sink = torch.arange(layout.sink_blocks(position))
+        heads, dim = local.shape[2], local.shape[4]
+        self._near = local.new_empty((2, heads, self._near_count + room, dim))
+        self._near[:, :, : self._near_count] = _join(local)[:, :, : self._near_count]
+        self._near_rotated = torch.empty_like(self._near[0])
+        self._rotated_count = 0
+        self._rotated_base = -1
+        self._far_ids = torch.full((1,), -1)
+        self._far = (self._near[0, :, :0], self._near[1, :, :0])
+        self._far_positions = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def far_tokens(self) -> int:
+        return int(self._far[0].shape[1])
+
+    @property
+    def chosen_blocks(self) -> Tensor:
+        """Ids of the blocks attended beside sink and local window."""
+        return self._far_ids[len(self._sink) :]
+
+    def document_mass(self, tokens: int) -> Tensor:
+        """Attention that each of the document's `tokens` tokens received in the last call, all heads: `(tokens,)`."""
+        assert self.mass is not None
+        size = self._layout.block_size
+        received = self.mass.sum(dim=0)
+        out = received.new_zeros(-(-tokens // size) * size)
+        out.view(-1, size)[self._far_ids.to(out.device)] = received[: self.far_tokens].view(-1, size)
+        out[self.near_first : tokens] = received[self.far_tokens : self.far_tokens + tokens - self.near_first]
+        return out[:tokens]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """query: `(H, W, d)`; key, value: `(Hkv, W, d)`, all un-rotated. Returns `(H, W, d)`."""
+        window = key.shape[1]
+        self._append(key, value)
+        self._bring(torch.cat([self._sink, self._select(self._layer, query)]), call)
+        far_tokens, near_tokens = self.far_tokens, self._near_count
+        far_key, far_value = self._far
+        near_value = self._near[1, :, :near_tokens]
+        base = self._near_base()
+        if call.rotates:
+            near_key = self._rotate_near(base)
+            near_query = self._rotary(query, range(base + near_tokens - window, base + near_tokens))
+            far_query = near_query
+            if far_tokens and self._positions == "clamped":
+                far_query = self._rotary(query, range(self._layout.local, self._layout.local + 1))
+        else:
+            near_key, near_query, far_query = self._near[0, :, :near_tokens], query, query
+        result = block_attention(
+            far_query,
+            near_query,
+            (far_key, far_value),
+            (near_key, near_value),
+            scaling=call.scaling,
+            mask=self._mask(window, base, call, query.device),
+            want_mass=self.want_mass,
+        )
+        self.mass = result.mass
+        return result.out
+
+    def _append(self, key: Tensor, value: Tensor) -> None:
+        count, window = self._near_count, key.shape[1]
+        if count + window > self._near.shape[2]:
+            grown = self._near.new_empty((*self._near.shape[:2], 2 * (count + window), self._near.shape[3]))
+            grown[:, :, :count] = self._near[:, :, :count]
+            self._near, self._near_rotated = grown, torch.empty_like(grown[0])
+            self._rotated_count = 0
+        self._near[0, :, count : count + window] = key
+        self._near[1, :, count : count + window] = value
+        self._near_count += window
+
+    def _bring(self, ids: Tensor, call: Call) -> None:
+        """Gather and rotate the far blocks, unless they are those of the call before."""
+        if torch.equal(ids, self._far_ids):
+            return
+        self._far_ids = ids
+        keys, values = _join(self._source.blocks(self._layer, ids))
+        tokens = keys.shape[1]
+        if self._positions == "original":
+            size = self._layout.block_size
+            self._far_positions = (ids[:, None] * size + torch.arange(size)).flatten()
+        elif self._positions == "compact":
+            self._far_positions = torch.arange(tokens)
+        else:
+            self._far_positions = torch.zeros(tokens, dtype=torch.int64)
+        if call.rotates and tokens:
+            positions = self._far_positions.to(keys.device)
+            keys = self._rotary.at(keys, positions[:1] if self._positions == "clamped" else positions)
+        self._far = (keys, values)
+
+    def _near_base(self) -> int:
+        """The position that the first key of the local window takes."""
+        if self._positions == "original":
+            return self.near_first
+        return self.far_tokens if self._positions == "compact" else 0
+
+    def _rotate_near(self, base: int) -> Tensor:
+        """The near keys, rotated; those rotated before at the same base are kept."""
+        if base != self._rotated_base:
+            self._rotated_base, self._rotated_count = base, 0
+        start, end = self._rotated_count, self._near_count
+        self._near_rotated[:, start:end] = self._rotary(self._near[0, :, start:end], range(base + start, base + end))
+        self._rotated_count = end
+        return self._near_rotated[:, :end]
+
+    def _mask(self, window: int, base: int, call: Call, device: torch.device) -> Tensor | None:
+        """True where a query may look: causal inside the window, within the sliding window where there is one."""
+        if call.sliding_window is None:
+            if window == 1:
+                return None
+            return torch.ones((window, window), dtype=torch.bool, device=device).tril()
+        near = torch.arange(base, base + self._near_count, device=device)
+        query = near[-window:, None]
+        far_distance = query - self._far_positions.to(device)
+        if self._positions == "clamped":
+            far_distance = torch.full_like(far_distance, self._layout.local)
+        distance = torch.cat([far_distance, query - near], dim=1)
+        return (distance >= 0) & (distance < call.sliding_window)
+
+
+def _join(blocks: Tensor) -> Tensor:
+    """`(n, 2, Hkv, b, d)` -> `(2, Hkv, n * b, d)`."""
+    n, two, heads, size, dim = blocks.shape
+    return blocks.permute(1, 2, 0, 3, 4).reshape(two, heads, n * size, dim)

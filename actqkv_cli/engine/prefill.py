@@ -1,0 +1,99 @@
+"""Ingest's main loop: read the document window by window, and leave its blocks in the store."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from actqkv_cli.engine.blocks import GrowingBlocks
+from actqkv_cli.engine.layer import LayerAttention, Select
+from actqkv_cli.engine.layout import Layout
+from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache
+from actqkv_cli.retrieval.policies.actqkv import top_blocks
+from actqkv_cli.store.manifest import Geometry, Reading
+from actqkv_cli.store.writer import DocumentWriter
+
+
+class _ReadingLayer:
+    """A layer of a document that is being read: attends, and keeps what the window computed."""
+
+    def __init__(self, layer: int, attention: LayerAttention, blocks: GrowingBlocks, anchor: bool) -> None:
+        self._layer = layer
+        self._attention = attention
+        self._blocks = blocks
+        self._anchor = anchor
+        attention.want_mass = anchor
+        self.position = 0
+
+    def begin(self, position: int, window: int) -> None:
+        self.position = position
+        self._attention.begin(position, window)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        self._blocks.append(self._layer, self.position, key, value)
+        out = self._attention.attend(query, key, value, call)
+        if self._anchor and self._attention.mass is not None:
+            near = self._attention.mass[:, self._attention.far_tokens :]
+            self._blocks.add_mass(self._layer, self._attention.near_first, near)
+        return out
+
+
+def prefill(
+    model: PreTrainedModel,
+    ids: Tensor,
+    writer: DocumentWriter,
+    geometry: Geometry,
+    reading: Reading,
+    progress: Callable[[int], None] = lambda position: None,
+) -> Tensor:
+    """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Memory does not grow with T.
+
+    Returns the representatives `(L, N, 1, Hkv, d)`. `progress` is told the position after each window.
+    """
+    layout = Layout(geometry.block_size, reading.sink, reading.local, reading.budget)
+    blocks = GrowingBlocks(writer, geometry, reading, len(ids), model.device)
+    position = blocks.resume_at
+    progress(position)
+    select = _selection(reading, layout, blocks, lambda: position)
+    with actqkv_attention(model) as rotary, torch.inference_mode():
+        layers = [
+            _ReadingLayer(
+                layer,
+                LayerAttention(layer, blocks, select, rotary, layout, reading.positions),
+                blocks,
+                reading.representative == "anchor",
+            )
+            for layer in range(geometry.layers)
+        ]
+        cache = attention_cache(layers)
+        ids = ids.to(model.device, torch.int64)
+        while position < len(ids):
+            window = ids[position : position + reading.window]
+            for layer in layers:
+                layer.begin(position, len(window))
+            # The decoder without its head: no position of a document needs logits.
+            model.model(input_ids=window[None], past_key_values=cache, use_cache=True)
+            position += len(window)
+            blocks.advance(position)
+            progress(position)
+    return blocks.representatives
+
+
+def _selection(reading: Reading, layout: Layout, blocks: GrowingBlocks, position: Callable[[], int]) -> Select:
+    """Windowed prefill retrieves as ActQKV does, the same number of blocks for every layer; full takes them all."""
+
+    def everything(layer: int, queries: Tensor) -> Tensor:
+        candidates = layout.candidates(position())
+        return torch.arange(candidates.start, candidates.stop)
+
+    def probe(layer: int, queries: Tensor) -> Tensor:
+        return top_blocks(
+            queries,
+            blocks.representatives[layer],
+            layout.candidates(position()),
+            layout.retrieved_blocks,
+            reading.score,
+        )
+
+    return everything if reading.prefill == "full" else probe

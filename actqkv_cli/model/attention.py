@@ -1,0 +1,174 @@
+"""The two seams by which our attention enters an unpatched Hugging Face model (DESIGN section 3).
+
+1. An attention function registered under the name "actqkv": a name that has no mask function, so no mask is made.
+2. A rotary module that rotates nothing, so that queries and keys arrive un-rotated; `Rotary` keeps the family's own
+   module and function, and rotates at the positions that our attention chooses.
+
+State travels in a `Cache` whose `update` hands the attention function a `Handle` instead of the keys.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+NAME = "actqkv"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model's layer says about one call of its attention."""
+
+    scaling: float
+    rotates: bool  # False in a layer without positions (SmolLM3)
+    sliding_window: int | None
+
+
+class AttentionLayer(Protocol):
+    """One layer of ours: takes the window's un-rotated projections, returns the attended values `(H, W, d)`."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """query: `(H, W, d)`; key, value: `(Hkv, W, d)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What the attention function receives in the place of the keys."""
+
+    layer: AttentionLayer
+    key: Tensor  # (1, Hkv, W, d)
+
+
+class _CacheLayer(CacheLayerMixin):
+    """The shape of a cache that transformers asks for; positions are ours, so the lengths it tells do not matter."""
+
+    def __init__(self, layer: AttentionLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Handle, Tensor]:
+        return Handle(self.layer, key_states), value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def attention_cache(layers: Sequence[AttentionLayer]) -> Cache:
+    """A transformers cache that carries our layers to our attention function."""
+    return Cache(layers=[_CacheLayer(layer) for layer in layers])
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor | Handle,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if not isinstance(key, Handle):
+        raise TypeError("the actqkv attention runs only with a cache made by attention_cache()")
+    if query.shape[0] != 1 or attention_mask is not None:
+        raise ValueError("the actqkv attention takes one unpadded sequence at a time")
+    call = Call(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        rotates=bool(getattr(module, "use_rope", True)),
+        sliding_window=sliding_window,
+    )
+    out = key.layer.attend(query[0], key.key[0], value[0], call)
+    return out.transpose(0, 1).unsqueeze(0), None  # (1, W, H, d)
+
+
+class _Unrotated(nn.Module):
+    """A rotary module of angle zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor, position_ids: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
+        return x.new_ones((1, 1, self.width)), x.new_zeros((1, 1, self.width))
+
+
+class Rotary:
+    """A model family's own rotation, at positions that we choose."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        decoder = model.model
+        self._module = decoder.rotary_emb
+        attention = type(decoder.layers[0].self_attn)
+        self._apply = sys.modules[attention.__module__].apply_rotary_pos_emb
+        self._like = torch.empty(0, dtype=model.dtype, device=model.device)
+        self._cos, self._sin = self._table(1024)
+
+    @property
+    def width(self) -> int:
+        return int(self._cos.shape[-1])
+
+    def _table(self, length: int) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(length, device=self._like.device)[None]
+        with torch.inference_mode():
+            cos, sin = self._module(self._like, positions)
+        return cos[0], sin[0]
+
+    def __call__(self, x: Tensor, positions: range) -> Tensor:
+        """Rotate x `(heads, T, d)` at `positions`, T of them or one for all. Attention factors are included."""
+        if positions.stop > len(self._cos):
+            self._cos, self._sin = self._table(2 * positions.stop)
+        return self._rotate(x, self._cos[positions.start : positions.stop], self._sin[positions.start : positions.stop])
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate x `(heads, T, d)` at positions `(T,)` int64, in any order."""
+        if positions.numel() and int(positions.max()) >= len(self._cos):
+            self._cos, self._sin = self._table(2 * int(positions.max()) + 2)
+        return self._rotate(x, self._cos[positions], self._sin[positions])
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rotated, _ = self._apply(x[None], x[None, :1, :1], cos[None], sin[None])
+        return rotated[0]
+
+
+@contextmanager
+def actqkv_attention(model: PreTrainedModel) -> Iterator[Rotary]:
+    """Put the two seams on a model, and take them off again whatever happens. Yields the model's own rotation."""
+    AttentionInterface.register(NAME, _attention)
+    decoder = model.model
+    rotary, implementation = decoder.rotary_emb, model.config._attn_implementation
+    ours = Rotary(model)
+    try:
+        decoder.rotary_emb = _Unrotated(ours.width)
+        model.set_attn_implementation(NAME)
+        yield ours
+    finally:
+        decoder.rotary_emb = rotary
+        model.set_attn_implementation(implementation)
+
+
+@contextmanager
+def first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """Let the model run only its first `count` layers."""
+    decoder = model.model
+    layers = decoder.layers
+    try:
+        decoder.layers = layers[:count]
+        yield
+    finally:
+        decoder.layers = layers

@@ -1,0 +1,266 @@
+"""From what the user typed to a folder of model files, and to the digests that say which model it is."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actqkv_cli.errors import UsageError
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+
+DEFAULT_NAME = "smollm2-135m-instruct"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine. `identity` is equal for equal files, wherever they lie, but for its "name"."""
+
+    name: str
+    folder: Path  # config.json, safetensors weights, tokenizer.json
+    identity: dict[str, str]  # "name"; sha256 of "weights", "config", "tokenizer"; of "chat_template", or ""
+
+
+def resolve(spec: str | None, *, cache: Path, offline: bool, progress: Progress | None = None) -> ModelFiles:
+    """The files of the model that `spec` names.
+
+    It is None or "default", a folder, a GGUF file, or "org/name[@revision]" of Hugging Face.
+    Fetches and converts what is not here yet; `offline` (or HF_HUB_OFFLINE) forbids the network.
+    Raises UsageError when `spec` cannot be a model we read, ModelUnavailable when it is not to be had,
+    DiskFull, and OutOfMemory in a conversion.
+    """
+    offline = offline or offline_by_environment()
+    digests = Digests(cache / "digests.json")
+    name = spec or DEFAULT_NAME
+    if spec in (None, "default", DEFAULT_NAME):
+        from actqkv_cli.model.fetch import default_model
+
+        name, folder = DEFAULT_NAME, default_model(cache / "models", offline=offline, progress=progress)
+    elif spec and (path := Path(spec).expanduser()).is_dir():
+        folder = path.resolve()
+    elif spec and path.is_file():
+        from actqkv_cli.model.gguf import converted
+
+        if path.suffix.lower() != ".gguf":
+            raise UsageError(f"not a model folder or a .gguf file: {spec}")
+        folder = converted(path, cache / "models", digests.of_file(path, progress), progress)
+    elif _looks_like_path(spec):
+        raise UsageError(f"no such model folder or file: {spec}")
+    elif hub_id := _HUB_ID.fullmatch(spec):
+        from actqkv_cli.model.fetch import hub_model
+
+        folder = hub_model(hub_id["repo"], hub_id["revision"], offline=offline, progress=progress)
+    else:
+        raise UsageError(
+            f"not a model: {spec!r}",
+            "give a model folder, a .gguf file, or a Hugging Face id such as org/name",
+        )
+    if problem := unreadable(folder):
+        raise UsageError(f"{name}: {problem}")
+    identity = {"name": name, **_identity(folder, digests, progress)}
+    digests.save()
+    return ModelFiles(name=name, folder=folder, identity=identity)
+
+
+def offline_by_environment() -> bool:
+    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network, as huggingface_hub reads them."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def unreadable(folder: Path) -> str:
+    """What keeps `folder` from being a model that we read, in words; empty when nothing does."""
+    if not (folder / "config.json").is_file():
+        return "the model folder has no config.json"
+    try:
+        weights = weight_files(folder)
+    except UsageError as error:
+        return error.message
+    if not weights:
+        pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        refused = f" ({pickled[0].name} is pickle, which is never read)" if pickled else ""
+        return f"the model folder has no safetensors weights{refused}"
+    absent = [path.name for path in weights if not path.is_file()]
+    if absent:
+        return f"the model folder lacks {absent[0]}, which its index names"
+    if (folder / "adapter_config.json").is_file():
+        return "the model folder holds an adapter; merge it into its model first"
+    if not (folder / "tokenizer.json").is_file():
+        return "the model folder has no tokenizer.json"
+    return ""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers would load, by name: one, or the shards that the index lists."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return []
+    shards = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UsageError(f"{WEIGHTS_INDEX} lists no weights")
+    names = {str(name) for name in shards.values()}
+    if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise UsageError(f"{WEIGHTS_INDEX} names something other than safetensors files beside it")
+    return [folder / name for name in sorted(names)]
+
+
+class Digests:
+    """sha256 digests of large files, remembered in one JSON file by path, size and times.
+
+    The file is a convenience: what is damaged or cannot be written is ignored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changed = False
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        self._known: dict[str, Any] = known if isinstance(known, dict) else {}
+
+    def of_file(self, path: Path, progress: Progress | None = None) -> str:
+        """The sha256 of the file's bytes."""
+        blob = path.resolve()
+        if path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+            return blob.name  # the Hugging Face cache names large files by their sha256
+        return self._remembered("bytes", blob, lambda: _hash_file(blob, progress))
+
+    def of_tokenizer(self, path: Path) -> str:
+        """The sha256 of a tokenizer.json, without the settings that its last user left in it."""
+        blob = path.resolve()
+        return self._remembered(
+            "tokenizer", blob, lambda: _hash_json(_without(_read_json(blob), {"truncation", "padding"}))
+        )
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True), encoding="utf-8")
+            temporary.replace(self._path)
+            self._changed = False
+
+    def _remembered(self, kind: str, path: Path, compute: Callable[[], str]) -> str:
+        key, stamp = f"{kind}:{path}", _stamp(path)
+        known = self._known.get(key)
+        if isinstance(known, list) and known[:-1] == stamp and _SHA256.fullmatch(str(known[-1])):
+            return str(known[-1])
+        digest = compute()
+        if _stamp(path) == stamp:
+            self._known[key] = [*stamp, digest]
+            self._changed = True
+        return digest
+
+
+def _identity(folder: Path, digests: Digests, progress: Progress | None) -> dict[str, str]:
+    weights = {path.name: digests.of_file(path, progress) for path in weight_files(folder)}
+    config = _read_json(folder / "config.json")
+    settings_path = folder / "tokenizer_config.json"
+    settings = _read_json(settings_path) if settings_path.is_file() else {}
+    tokenizer = {
+        "tokenizer": digests.of_tokenizer(folder / "tokenizer.json"),
+        "bos": _token_text(settings.get("bos_token")),
+        "eos": _token_text(settings.get("eos_token")),
+    }
+    template = _chat_template(folder, settings)
+    return {
+        "weights": _hash_json(weights),
+        "config": _hash_json(_lasting(config)),
+        "tokenizer": _hash_json(tokenizer),
+        "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else "",
+    }
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    # What merely records who saved it, and in which type: the digest of the weights covers that.
+    private = {key for key in config if key.startswith("_")}
+    return _without(config, private | {"transformers_version", "dtype", "torch_dtype"})
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = settings.get("chat_template") or ""
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default") or ""
+    return str(template)
+
+
+def _token_text(token: object) -> str:
+    return str(token.get("content", "") if isinstance(token, dict) else token or "")
+
+
+def _looks_like_path(spec: str) -> bool:
+    return (
+        spec.startswith(("/", ".", "~"))
+        or "\\" in spec
+        or spec.count("/") > 1 + spec.partition("@")[2].count("/")
+        or spec.endswith("/")
+        or spec.lower().endswith((".gguf", ".safetensors", ".bin"))
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what the error says, or what it is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def out_of_space(error: Exception) -> bool:
+    """Whether the disk is full or the quota used up; some libraries tell it in words only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _hash_file(path: Path, progress: Progress | None) -> str:
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    for chunk in _chunks(path):
+        digest.update(chunk)
+        done += len(chunk)
+        if progress is not None:
+            progress("hash", done, size)
+    return digest.hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            yield chunk
+
+
+def _hash_json(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return value
+
+
+def _without(mapping: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}

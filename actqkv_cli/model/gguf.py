@@ -1,0 +1,238 @@
+"""A GGUF file, converted once to the safetensors folder that is loaded ever after."""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
+from actqkv_cli.model.files import Progress, first_line, out_of_space
+
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's kinds of token
+_NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+# Llama 3 and Qwen 2 split text alike but for how many digits may stay together.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DIGITS = {"llama-bpe": "{1,3}", "qwen2": "", "deepseek-r1-qwen": ""}
+
+
+def converted(path: Path, models: Path, digest: str, progress: Progress | None = None) -> Path:
+    """The folder below `models` that holds the GGUF file's model; `digest` is the file's sha256."""
+    folder = converted_folder(models, path, digest)
+    return made_once(folder, lambda scratch: convert_gguf(path, scratch / "model", progress))
+
+
+def converted_folder(models: Path, path: Path, digest: str) -> Path:
+    return models / f"{path.stem}-{digest[:12]}"
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`; when it is not there, what `make(scratch)` leaves in scratch / "model", whole or not at all.
+
+    One process makes it while others wait. Raises DiskFull, and what `make` raises.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.parent / f".{folder.name}.part"
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.is_dir():
+            return folder
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+        try:
+            scratch.mkdir()
+            make(scratch)
+            _flush(scratch / "model")
+            (scratch / "model").rename(folder)
+        except OSError as error:
+            if not out_of_space(error):
+                raise
+            raise DiskFull(f"no space left for the model in {folder.parent}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
+    """Writes the GGUF file's model to the new folder `target`, as bfloat16 safetensors, with its tokenizer.
+
+    The files are the same bytes for the same GGUF, but for the version of transformers in config.json.
+    Raises UsageError when it is no GGUF file, or one whose model or tokenizer cannot be kept as it is.
+    """
+    from actqkv_cli.model.load import is_out_of_memory, quiet_transformers, refuse_unfit
+
+    size = path.stat().st_size
+    if progress is not None:
+        progress("convert", 0, size)
+    header = _read_header(path)
+    refuse_unfit({"model_type": header["general.architecture"]})
+    _refuse_scaled_rotary(header)
+    try:
+        with quiet_transformers(), _no_bars():
+            _convert_weights(path, target)
+            _convert_tokenizer(path, header, target)
+    except (ActqkvError, OSError):
+        raise
+    except Exception as error:  # transformers raises whatever the file's oddity leads to
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"converting {path.name} needs more memory than there is") from error
+        if out_of_space(error):
+            raise DiskFull(f"no space left to convert {path.name}") from error
+        raise UsageError(f"{path.name} cannot be converted: {first_line(error)}") from error
+    if progress is not None:
+        progress("convert", size, size)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """The file's metadata, with the names of its tensors under "tensors"."""
+    import gguf
+
+    if _PART.search(path.name):
+        raise UsageError(
+            f"{path.name} is one part of a split GGUF file", "join the parts: llama-gguf-split --merge"
+        )
+    try:
+        reader = gguf.GGUFReader(path)
+        header = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise UsageError(f"{path.name} is not a whole GGUF file: {first_line(error)}") from error
+    header["tensors"] = {tensor.name for tensor in reader.tensors}
+    for needed in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.tokens"):
+        if needed not in header:
+            raise UsageError(f"{path.name} is not a GGUF file of a language model: it has no {needed}")
+    return header
+
+
+def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
+    # transformers drops both ways in which a GGUF file says so, and would go wrong on long texts.
+    family = header["general.architecture"]
+    scaling = header.get(f"{family}.rope.scaling.type", "none")
+    if scaling != "none" or "rope_freqs.weight" in header["tensors"]:
+        raise UsageError(
+            "the GGUF file scales its rotary positions, which is lost in conversion",
+            "give the model's original repository or folder, with safetensors",
+        )
+
+
+def _convert_weights(path: Path, target: Path) -> None:
+    import torch
+    import transformers
+
+    from actqkv_cli.model.load import refuse_unfit
+
+    # From 5.20 or so transformers keeps GGUF weights packed unless told otherwise; before, it never did.
+    unpacked = getattr(transformers, "GgufConfig", None)
+    how = {} if unpacked is None else {"quantization_config": unpacked(dequantize=True)}
+    source = target.with_name("source")
+    source.mkdir()
+    # Alone in its folder: transformers would also read a config that happens to lie beside the file.
+    (source / "model.gguf").symlink_to(path.resolve())
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source, gguf_file="model.gguf", dtype=torch.bfloat16, local_files_only=True, **how
+    )
+    model.save_pretrained(target)
+    config_file = target / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    refuse_unfit(config)
+    _write_json(config_file, config)
+
+
+def _convert_tokenizer(path: Path, header: dict[str, Any], target: Path) -> None:
+    kind = header["tokenizer.ggml.model"]
+    if kind == "gpt2":
+        byte_level_tokenizer(header).save(str(target / "tokenizer.json"))
+    elif kind == "llama":
+        _sentencepiece_tokenizer(path).save(str(target / "tokenizer.json"))
+    else:
+        raise UsageError(f"{path.name} has a tokenizer of type {kind}, which is not supported")
+    tokens = header["tokenizer.ggml.tokens"]
+    named = {name: header.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED_TOKENS.items()}
+    settings = {name: tokens[number] for name, number in named.items() if number is not None}
+    _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    if template := header.get("tokenizer.chat_template"):
+        (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def byte_level_tokenizer(header: dict[str, Any]) -> Any:
+    """The `tokenizers.Tokenizer` that the GGUF metadata describes.
+
+    Built here because transformers takes GPT-2's way of splitting text for SmolLM2's, and differs by version.
+    Raises UsageError when the file's way of splitting text is not among those known here.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    split = header.get("tokenizer.ggml.pre", "unnamed")
+    words = header["tokenizer.ggml.tokens"]
+    kinds = header.get("tokenizer.ggml.token_type", [_NORMAL] * len(words))
+    vocabulary = {word: n for n, (word, kind) in enumerate(zip(words, kinds, strict=True)) if kind != _UNUSED}
+    merges = [tuple(merge.split(" ")) for merge in header["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split == "llama-bpe"))
+    if split == "smollm":
+        steps = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    elif split in _DIGITS:
+        pattern = Regex(_SPLIT.format(digits=_DIGITS[split]))
+        steps = [
+            pre_tokenizers.Split(pattern, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    else:
+        raise UsageError(
+            f"the GGUF file splits text in a way that is not known here: {split}",
+            "give the model's original repository or folder, with safetensors",
+        )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if split in ("qwen2", "deepseek-r1-qwen"):
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    for word, kind in zip(words, kinds, strict=True):
+        if kind == _CONTROL:
+            tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True)])
+        elif kind == _USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(word, normalized=False, special=False)])
+    return tokenizer
+
+
+def _sentencepiece_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True
+    ).backend_tokenizer
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    # The GGUF reader of transformers draws with tqdm itself, deaf to the setting that silences the others.
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    drawing = tqdm.__init__
+    tqdm.__init__ = functools.partialmethod(drawing, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = drawing
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

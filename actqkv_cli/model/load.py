@@ -1,0 +1,171 @@
+"""From model files to a model that computes: on which device, in which number type, and which are refused."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from actqkv_cli.errors import OutOfMemory, UsageError
+from actqkv_cli.model.files import ModelFiles, first_line
+
+# The families that the tests compare with stock transformers, logit by logit. Others are refused by name:
+# some have no rotary positions, or a state instead of a cache, and would be answered wrongly in silence.
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+# dynamic and longrope take their frequencies from the longest position of each call.
+SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run: in evaluation mode, on `device`, with weights of type `dtype`."""
+
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    files: ModelFiles
+    dtype: str
+    device: torch.device
+
+
+def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Loads weights and tokenizer, without network and without running code from the model's folder.
+
+    Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit.
+    """
+    refuse_unfit(json.loads((files.folder / "config.json").read_text(encoding="utf-8")))
+    place = choose_device(device)
+    number = choose_dtype(dtype, place)
+    with quiet_transformers():
+        model = _load_weights(files, DTYPES[number], place)
+        tokenizer = _load_tokenizer(files)
+    return LoadedModel(model=model, tokenizer=tokenizer, files=files, dtype=number, device=place)
+
+
+def refuse_unfit(config: Mapping[str, Any]) -> None:
+    """Raises UsageError when a model with this config.json cannot run on our attention, naming what it is."""
+    family = str(config.get("model_type", "unnamed"))
+    hint = f"supported are models of type {', '.join(SUPPORTED)}, in full precision"
+    if family not in SUPPORTED:
+        raise UsageError(f"models of type {family} are not supported", hint)
+    architectures = config.get("architectures") or []
+    if architectures and not any(str(name).endswith("ForCausalLM") for name in architectures):
+        raise UsageError(f"{architectures[0]} is not a language model that answers", hint)
+    if quantization := config.get("quantization_config"):
+        method = (
+            quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else "unnamed"
+        )
+        raise UsageError(f"weights quantized with {method} are not supported", hint)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = str(rope.get("rope_type", rope.get("type", "default")))
+    if rope_type not in SUPPORTED_ROPE:
+        raise UsageError(f"{family} with {rope_type} rotary positions is not supported", hint)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device by name ("cpu", "cuda", "cuda:1", "mps"), or for "auto" the fastest that is here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if gpus else "mps" if mps else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,2})?", device):
+        raise UsageError(f"unknown device: {device}", "devices are auto, cpu, cuda, cuda:N and mps")
+    place = torch.device(device)
+    if (place.type == "cuda" and (place.index or 0) >= gpus) or (place.type == "mps" and not mps):
+        raise UsageError(f"there is no {device} device here", "leave the device to auto, or ask for cpu")
+    return place
+
+
+def choose_dtype(dtype: str, device: torch.device) -> str:
+    """The number type by name, or for "auto" the fastest that the device computes natively and safely."""
+    if dtype == "auto":
+        if device.type == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        if device.type == "mps":
+            return "float16"
+        return "bfloat16" if _cpu_has_bfloat16() else "float32"
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype: {dtype}", f"types are auto, {', '.join(DTYPES)}")
+    return dtype
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        capabilities = torch.cpu.get_capabilities()
+    except AttributeError:  # torch before 2.11
+        capabilities = {
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        }
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within it transformers logs errors only and draws no bars; both are put back as they were."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=dtype,
+            device_map=None if device.type == "cpu" else {"": device},
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # a damaged or unfit file shows as almost any error
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"the model {files.name} does not fit in the memory of {device}",
+                "choose a smaller model with --model, --dtype bfloat16, or --device cpu",
+            ) from error
+        raise UsageError(f"the model {files.name} cannot be loaded: {first_line(error)}") from error
+    # transformers fills what is absent with random numbers, and leaves out what it does not know.
+    odd = [*report["missing_keys"], *report["unexpected_keys"]]
+    if odd:
+        raise UsageError(
+            f"the weights of {files.name} do not fit its config: {sorted(odd)[0]} is missing or unknown"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _load_tokenizer(files: ModelFiles) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    # Not AutoTokenizer: the class that a config names may rebuild the tokenizer from its vocabulary alone,
+    # and lose how tokenizer.json splits text.
+    return PreTrainedTokenizerFast.from_pretrained(
+        files.folder,
+        local_files_only=True,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1 << 40,  # documents are longer than any window; no warning about that
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether host or device memory ran out; torch says so with several types."""
+    told = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)
+    )

@@ -1,0 +1,122 @@
+"""The prompt: the model's own chat template, split where the document ends (DESIGN section 3).
+
+Everything up to the end of the document is read once and stored; the question and what follows it are fed later.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.errors import UsageError
+
+_DOCUMENT, _QUESTION = "<<actqkv-document>>", "<<actqkv-question>>"
+_CONTENT = (
+    "Here is a document.\n\n"
+    f"{_DOCUMENT}\n\n"
+    "Answer the question from the document, in a few words.\n"
+    f"Question: {_QUESTION}"
+)
+_PLAIN_END = "\nAnswer:"
+_PIECE = 50_000  # characters tokenised at a time; a longer page is cut at white space
+
+
+@dataclass(frozen=True)
+class Template:
+    """The rendered prompt around the document and the question, as text."""
+
+    before: str
+    between: str
+    after: str
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """The stored part of a prompt. ids, char_start, page: int32 `(T,)`; the template's own tokens come first.
+
+    char_start: the character of the text at which a token begins (0 for the template's); page: the number of the
+    page it stands on; start: the first token of the document itself.
+    """
+
+    ids: Tensor
+    char_start: Tensor
+    page: Tensor
+    start: int
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """What is fed at question time: ids `(W,)` int64, and which of them are the question's own."""
+
+    ids: Tensor
+    own: slice
+
+
+def template(tokenizer: Any) -> Template:
+    """The model's chat template around our markers; a model without one gets plain text."""
+    if tokenizer.chat_template is None:
+        rendered = (tokenizer.bos_token or "") + _CONTENT + _PLAIN_END
+    else:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _CONTENT}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+    parts = re.split(f"{_DOCUMENT}|{_QUESTION}", rendered)
+    if len(parts) != 3:
+        raise UsageError("the model's chat template changes what it is given, so a document cannot be placed in it")
+    return Template(*parts)
+
+
+def encode_document(tokenizer: Any, pages: list[tuple[int, int, str]]) -> EncodedDocument:
+    """Tokenise a document behind its template. pages: (number, first character in the text, the page's text).
+
+    What looks like a special token inside the document stays plain text. Raises UsageError for a tokenizer that
+    cannot tell where its tokens begin.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError("the model's tokenizer does not tell character positions (no tokenizer.json)")
+    prefix = tokenizer(template(tokenizer).before, add_special_tokens=False)["input_ids"]
+    ids: list[int] = list(prefix)
+    starts: list[int] = [0] * len(prefix)
+    numbers: list[int] = [pages[0][0]] * len(prefix)
+    for number, first, text in pages:
+        for offset, piece in _pieces(text):
+            encoded = _encode_plain(tokenizer, piece)
+            ids.extend(encoded["input_ids"])
+            starts.extend(first + offset + begin for begin, _ in encoded["offset_mapping"])
+            numbers.extend([number] * len(encoded["input_ids"]))
+    ids_, starts_, numbers_ = (torch.tensor(x, dtype=torch.int32) for x in (ids, starts, numbers))
+    return EncodedDocument(ids_, starts_, numbers_, len(prefix))
+
+
+def encode_question(tokenizer: Any, question: str) -> EncodedQuestion:
+    """The question between the rest of the template."""
+    parts = template(tokenizer)
+    between = tokenizer(parts.between, add_special_tokens=False)["input_ids"]
+    own = _encode_plain(tokenizer, question)["input_ids"]
+    after = tokenizer(parts.after, add_special_tokens=False)["input_ids"]
+    return EncodedQuestion(torch.tensor(between + own + after), slice(len(between), len(between) + len(own)))
+
+
+def _encode_plain(tokenizer: Any, text: str) -> Any:
+    return tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+
+
+def _pieces(text: str) -> list[tuple[int, str]]:
+    """Cut a long page where a word ends, so that a tokenizer never sees more than it takes in its stride."""
+    pieces = []
+    start = 0
+    while start < len(text):
+        end = min(start + _PIECE, len(text))
+        if end < len(text):
+            space = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+            end = space if space > start else end
+        pieces.append((start, text[start:end]))
+        start = end
+    return pieces

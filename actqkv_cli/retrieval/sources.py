@@ -1,0 +1,82 @@
+"""Sources: the best-ranked of the blocks that were attended, joined into passages of the text."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MOST = 3  # passages
+_MOST_BLOCKS = 8  # taken from the head of the ranking to make them
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A run of neighbouring blocks. page: where most of it stands; pages: all that it touches; score: its share
+    of the ranking, in [0, 1]; start, end: characters of the document's text; blocks: first and last."""
+
+    page: int
+    pages: tuple[int, ...]
+    score: float
+    start: int
+    end: int
+    text: str
+    blocks: tuple[int, int]
+
+
+def passages(
+    ranking: Tensor, attended: set[int], text: str, char_start: Tensor, page: Tensor, first: int, block_size: int
+) -> list[Passage]:
+    """The best passages, best first.
+
+    ranking: `(N,)`, >= 0, a score per block; attended: the blocks that some layer attended to; char_start, page:
+    int32 `(T,)`; first: the first token of the document itself (template before it).
+    """
+    total = float(ranking.sum()) or 1.0
+    groups: list[list[int]] = []
+    taken = 0
+    for block in ranking.argsort(descending=True).tolist():
+        if taken == _MOST_BLOCKS or float(ranking[block]) <= 0:
+            break
+        if block not in attended:
+            continue
+        near = [group for group in groups if group[0] - 1 <= block <= group[-1] + 1]
+        if not near and len(groups) == MOST:
+            break
+        joined = sorted([block, *(b for group in near for b in group)])
+        if near:  # a block between two groups joins them where the better one stands
+            groups[groups.index(near[0])] = joined
+            groups = [group for group in groups if group not in near[1:]]
+        else:
+            groups.append(joined)
+        taken += 1
+    found = []
+    for group in groups:
+        start, end = max(first, group[0] * block_size), min(len(char_start), (group[-1] + 1) * block_size)
+        if start >= end:
+            continue
+        begin = int(char_start[start])
+        stop = int(char_start[end]) if end < len(char_start) else len(text)
+        begin, stop = _whole_words(text, begin, stop)
+        numbers = page[start:end].tolist()
+        found.append(
+            Passage(
+                page=max(sorted(set(numbers)), key=numbers.count),
+                pages=tuple(sorted(set(numbers))),
+                score=round(float(ranking[group].sum()) / total, 4),
+                start=begin,
+                end=stop,
+                text=text[begin:stop],
+                blocks=(group[0], group[-1]),
+            )
+        )
+    return found
+
+
+def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
+    """The range widened to whole words, without white space around it."""
+    while 0 < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
+        start -= 1
+    while 0 < end < len(text) and not text[end].isspace() and not text[end - 1].isspace():
+        end += 1
+    inner = text[start:end]
+    start += len(inner) - len(inner.lstrip())
+    return start, max(start, end - (len(inner) - len(inner.rstrip())))

@@ -1,0 +1,247 @@
+"""Writing one document, segment by segment, so that a kill at any moment costs one segment at most."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.errors import ActqkvError, DiskFull, IdentityMismatch, StoreDamaged
+from actqkv_cli.store.files import (
+    DISK_FULL_HINT,
+    TEMPORARY,
+    sync_folder,
+    tree_bytes,
+    write_atomic,
+    write_errors,
+)
+from actqkv_cli.store.manifest import (
+    INDEX,
+    MANIFEST,
+    PROGRESS,
+    TEXT,
+    TOKENS,
+    Draft,
+    FileEntry,
+    Manifest,
+    Progress,
+    Segment,
+    encode,
+    load_progress,
+    segment_name,
+)
+from actqkv_cli.store.segment import (
+    NAMES,
+    SegmentFile,
+    block_shape,
+    cache_dtype,
+    check_segment,
+    load_whole,
+    segment_header,
+    write_segment_file,
+)
+from actqkv_cli.store.tensors import check_index, check_tokens, tensor_header, write_tensors
+
+_JSON_PER_SEGMENT = 512  # bytes that one more segment adds to ingest.json, at most
+_OURS = re.compile(
+    rf"(kv-\d{{5}}\.safetensors|{re.escape(INDEX)}|{re.escape(TOKENS)}|{re.escape(TEXT)}|{re.escape(MANIFEST)}"
+    rf"|{re.escape(PROGRESS)})({re.escape(TEMPORARY)})?"
+)
+
+
+class DocumentWriter:
+    """A document being ingested; make one with `DocumentWriter.open`.
+
+    `segments`: those on disk, in order, each verified. `warnings`: one line for every thing found damaged on
+    resuming.
+    """
+
+    def __init__(self, folder: Path, draft: Draft, disk_limit: int | None) -> None:
+        self.folder, self.draft, self.warnings = folder, draft, list[str]()
+        self._disk_limit = disk_limit
+        self._segments: list[Segment] = []
+
+    @classmethod
+    def open(cls, folder: Path, draft: Draft, disk_limit: int | None = None) -> "DocumentWriter":
+        """Starts the document in `folder` (named as draft.id), or resumes it if it was begun with an equal
+        draft.
+
+        `disk_limit`: bytes that the library, folder.parent, may take. Raises ActqkvError if the document is
+        complete already, DiskFull, ValueError if folder and draft.id differ.
+        """
+        if folder.name != draft.id:
+            raise ValueError(f"folder {folder.name!r} is not named as the document {draft.id!r}")
+        writer = cls(folder, draft, disk_limit)
+        with write_errors(folder):
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                sync_folder(folder.parent)
+            if (folder / MANIFEST).exists():
+                (folder / PROGRESS).unlink(missing_ok=True)
+                raise ActqkvError(
+                    f"document {draft.id} is in the library already", "remove it to ingest it again"
+                )
+            writer._segments = writer._resume()
+            writer._sweep()
+            writer._save_progress(writer._segments)
+        return writer
+
+    def __enter__(self) -> "DocumentWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held open between calls; what is on disk stays for the next run."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(self._segments)
+
+    def load_segment(self, number: int) -> tuple[Tensor, Tensor]:
+        """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, R, Hkv, d) of a segment. Raises
+        StoreDamaged."""
+        return load_whole(self.folder, self._segments[number], self.draft.geometry)
+
+    def read_layer(self, layer: int) -> Iterator[Tensor]:
+        """One layer's blocks (n, 2, Hkv, b, d), segment by segment, every block verified. Raises
+        StoreDamaged."""
+        if not 0 <= layer < self.draft.geometry.layers:
+            raise ValueError(f"there is no layer {layer}")
+        for segment in self.segments:
+            with contextlib.closing(SegmentFile(self.folder, segment, self.draft.geometry)) as opened:
+                blocks = opened.read_layer(layer)
+            yield blocks
+
+    def write_segment(self, blocks: Tensor | Sequence[Tensor], representatives: Tensor) -> None:
+        """Writes the next segment and makes it durable.
+
+        `blocks` (L, n, 2, Hkv, b, d), or L tensors (n, 2, Hkv, b, d), of the geometry's dtype, on any device;
+        `representatives` (L, n, R, Hkv, d), floating. n must be draft.blocks_of(len(segments)). Raises
+        DiskFull (nothing of the segment is left, the same call may be tried again), ValueError for another
+        shape or dtype.
+        """
+        number, geometry = len(self._segments), self.draft.geometry
+        if number >= self.draft.segment_count:
+            raise ValueError("the document has all of its segments already")
+        count = self.draft.blocks_of(number)
+        self._check_shapes(blocks, representatives, count)
+        header = segment_header(geometry, count, representatives.shape[2], NAMES[representatives.dtype])
+        size = len(header) + geometry.layers * count * (geometry.block_bytes + 8) + _bytes(representatives)
+        self._reserve(size + _JSON_PER_SEGMENT)
+        path = self.folder / segment_name(number)
+        segment = write_segment_file(path, geometry, blocks, representatives, header)
+        self._save_progress([*self._segments, segment])
+        self._segments.append(segment)
+
+    def commit(self, text: str, tokens: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Manifest:
+        """Completes the document. `text` must have source.characters characters.
+
+        `tokens`: ids, char_start (-1 for tokens that are not of the text) and page (-1 for none), int32 (T,)
+        each. `index`: representatives (L, N, R, Hkv, d), and whatever else stays resident. Raises DiskFull,
+        ValueError.
+        """
+        if len(self._segments) != self.draft.segment_count:
+            raise ValueError(f"{len(self._segments)} of {self.draft.segment_count} segments are written")
+        if len(text) != self.draft.source.characters:
+            raise ValueError(
+                f"the text has {len(text)} characters, the draft says {self.draft.source.characters}"
+            )
+        check_tokens(tokens, self.draft)
+        check_index(index, self.draft)
+        encoded = text.encode()
+        sizes = [len(tensor_header(part)[0]) + sum(map(_bytes, part.values())) for part in (tokens, index)]
+        self._reserve(len(encoded) + sum(sizes))
+        written = write_atomic(self.folder / TEXT, [encoded])
+        manifest = Manifest.model_validate(
+            {
+                **self._fields(),
+                "segments": self.segments,
+                "text": FileEntry(bytes=written.bytes, xxh3=written.xxh3),
+                "token_file": write_tensors(self.folder / TOKENS, tokens),
+                "index": write_tensors(self.folder / INDEX, index),
+            }
+        )
+        write_atomic(self.folder / MANIFEST, [encode(manifest)])
+        with write_errors(self.folder / PROGRESS):
+            (self.folder / PROGRESS).unlink(missing_ok=True)
+            sync_folder(self.folder)
+        return manifest
+
+    def _resume(self) -> list[Segment]:
+        """The segments of an earlier run that can be kept: those before the first one that is not whole."""
+        if not (self.folder / PROGRESS).exists():
+            return []
+        try:
+            progress = load_progress(self.folder)
+        except (StoreDamaged, IdentityMismatch) as error:
+            self.warnings.append(f"starting over: {error.message}")
+            return []
+        if progress.model_dump(exclude={"segments"}) != self.draft.model_dump(
+            include=set(Draft.model_fields)
+        ):
+            self.warnings.append("starting over: the unfinished ingest had other settings")
+            return []
+        kept: list[Segment] = []
+        for segment in progress.segments:
+            try:
+                check_segment(self.folder, segment, self.draft.geometry)
+            except StoreDamaged as error:
+                self.warnings.append(f"resuming before a damaged segment: {error.message}")
+                break
+            kept.append(segment)
+        return kept
+
+    def _sweep(self) -> None:
+        """Removes what a killed run left behind and nothing lists: temporary files, segments, unfinished
+        small files."""
+        listed = {PROGRESS, *(segment.file for segment in self._segments)}
+        for path in self.folder.iterdir():
+            if path.name not in listed and _OURS.fullmatch(path.name):
+                path.unlink()
+
+    def _save_progress(self, segments: Sequence[Segment]) -> None:
+        progress = Progress.model_validate({**self._fields(), "segments": tuple(segments)})
+        write_atomic(self.folder / PROGRESS, [encode(progress)])
+
+    def _fields(self) -> dict[str, object]:
+        return {name: getattr(self.draft, name) for name in Draft.model_fields}
+
+    def _reserve(self, size: int) -> None:
+        """Raises DiskFull if `size` more bytes would put the library over its limit."""
+        if self._disk_limit is None:
+            return
+        used = tree_bytes(self.folder.parent)
+        if used + size > self._disk_limit:
+            raise DiskFull(
+                f"the library takes {used:,} bytes; {size:,} more are over the limit of {self._disk_limit:,}",
+                DISK_FULL_HINT,
+            )
+
+    def _check_shapes(self, blocks: Tensor | Sequence[Tensor], representatives: Tensor, count: int) -> None:
+        geometry = self.draft.geometry
+        expected = (count, *block_shape(geometry))
+        if len(blocks) != geometry.layers:
+            raise ValueError(f"blocks of {len(blocks)} layers instead of {geometry.layers}")
+        for layer in range(geometry.layers):
+            if tuple(blocks[layer].shape) != expected or blocks[layer].dtype != cache_dtype(geometry):
+                raise ValueError(
+                    f"layer {layer}: blocks are {blocks[layer].dtype} {tuple(blocks[layer].shape)}"
+                    f" instead of {geometry.dtype} {expected}"
+                )
+        found = tuple(representatives.shape)
+        if (
+            len(found) != 5
+            or found != (geometry.layers, count, max(1, found[2]), geometry.kv_heads, geometry.head_dim)
+            or representatives.dtype not in (torch.float32, torch.float16, torch.bfloat16)
+        ):
+            raise ValueError(
+                f"representatives are {representatives.dtype} {found}, which does not fit the geometry"
+            )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

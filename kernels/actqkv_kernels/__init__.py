@@ -1,0 +1,21 @@
+"""The operations of actqkv's core, each with a short torch reference that reads like its formula.
+
+One folder an operation: `__init__.py` checks the arguments and chooses an implementation, `reference.py` is
+the definition. Importing this package imports neither triton nor transformers.
+"""
+
+from actqkv_kernels.activation_probe import activation_probe
+from actqkv_kernels.block_attention import block_attention
+from actqkv_kernels.block_scores import block_scores, density
+from actqkv_kernels.budget_shares import budget_shares
+from actqkv_kernels.representatives import anchor_representatives, mean_representatives
+
+__all__ = [
+    "activation_probe",
+    "anchor_representatives",
+    "block_attention",
+    "block_scores",
+    "budget_shares",
+    "density",
+    "mean_representatives",
+]

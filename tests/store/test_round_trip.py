@@ -1,0 +1,175 @@
+"""What is written is what is read, in the same bytes every time, and any safetensors reader can open it."""
+
+import random
+from pathlib import Path
+
+import pytest
+import store_sample
+import torch
+import xxhash
+from safetensors.torch import load_file
+
+from actqkv_cli.store import files
+from actqkv_cli.store.manifest import load_manifest
+from actqkv_cli.store.reader import DocumentReader
+from actqkv_cli.store.verify import verify_document
+from actqkv_cli.store.writer import DocumentWriter
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_everything_comes_back(tmp_path: Path, dtype: str) -> None:
+    sample = store_sample.make(dtype)
+    manifest = sample.finish(tmp_path)
+    assert manifest == load_manifest(sample.folder(tmp_path))
+    assert [segment.blocks for segment in manifest.segments] == [4, 4, 2]
+    assert sample.everything_equal(sample.folder(tmp_path))
+    assert verify_document(sample.folder(tmp_path)) == []
+
+
+def test_the_same_document_gives_the_same_bytes(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    for name in names:
+        store_sample.make().finish(tmp_path / name)
+    one, other = (store_sample.contents(store_sample.make().folder(tmp_path / name)) for name in names)
+    assert one == other
+    assert sorted(one) == [
+        "index.safetensors",
+        "kv-00000.safetensors",
+        "kv-00001.safetensors",
+        "kv-00002.safetensors",
+        "manifest.json",
+        "text.txt",
+        "tokens.safetensors",
+    ]
+
+
+def test_format_1_is_what_it_was(folder: Path) -> None:
+    # A change of these means that stores on people's disks become unreadable: give it a new format number.
+    digests = {name: xxhash.xxh3_64_hexdigest(data) for name, data in store_sample.contents(folder).items()}
+    assert digests["kv-00000.safetensors"] == "SEGMENT"
+    assert digests["tokens.safetensors"] == "TOKENS"
+    assert digests["manifest.json"] == "MANIFEST"
+
+
+def test_a_layer_list_a_view_and_a_tensor_are_stored_alike(
+    sample: store_sample.Sample, folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / sample.draft.id
+    with DocumentWriter.open(other, sample.draft) as writer:
+        for number in range(3):
+            part = slice(number * 4, number * 4 + sample.draft.blocks_of(number))
+            turned = [layer[part].transpose(1, 2).contiguous().transpose(1, 2) for layer in sample.blocks]
+            writer.write_segment(turned, sample.representatives[:, part].clone().requires_grad_())
+        writer.commit(sample.text, sample.tokens, sample.index)
+    assert store_sample.contents(other) == store_sample.contents(folder)
+
+
+def test_files_are_safetensors_for_everyone(sample: store_sample.Sample, folder: Path) -> None:
+    segment = load_file(folder / "kv-00001.safetensors")
+    assert set(segment) == {"layers.0", "layers.1", "layers.2", "checksums", "representatives"}
+    for layer in range(3):
+        assert torch.equal(segment[f"layers.{layer}"], sample.blocks[layer, 4:8])
+    assert torch.equal(segment["representatives"], sample.representatives[:, 4:8])
+    digest = xxhash.xxh3_64_intdigest(sample.blocks[2, 5].numpy().tobytes())
+    assert int(segment["checksums"][2, 1]) % 2**64 == digest
+    assert store_sample.same(load_file(folder / "index.safetensors"), sample.index)
+    assert store_sample.same(load_file(folder / "tokens.safetensors"), sample.tokens)
+
+
+def test_the_data_of_a_segment_begins_on_a_page(folder: Path) -> None:
+    data = (folder / "kv-00000.safetensors").read_bytes()
+    assert (8 + int.from_bytes(data[:8], "little")) % 4096 == 0
+
+
+def test_any_selection_equals_indexing(sample: store_sample.Sample, folder: Path) -> None:
+    choose = random.Random(3)
+    with DocumentReader(folder) as reader:
+        out = torch.full((12, 2, 2, 4, 4), 7.0)
+        for _ in range(200):
+            layer, count = choose.randrange(3), choose.randrange(11)
+            ids = sorted(choose.sample(range(10), count))
+            assert torch.equal(reader.read_blocks(layer, ids), sample.blocks[layer, ids])
+            assert torch.equal(
+                reader.read_blocks(layer, torch.tensor(ids, dtype=torch.int64)), sample.blocks[layer, ids]
+            )
+            filled = reader.read_blocks(layer, ids, out)
+            assert filled.data_ptr() == out.data_ptr() or not count
+            assert torch.equal(filled, sample.blocks[layer, ids])
+            assert (out[10:] == 7).all()
+
+
+def test_one_read_per_run_of_neighbours(
+    sample: store_sample.Sample, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    with DocumentReader(folder) as reader:
+        reader.read_blocks(0, range(10))
+        read = files._read_some
+        monkeypatch.setattr(files, "_read_some", lambda *args: (sizes.append(len(args[1])), read(*args))[1])
+        reader.read_blocks(0, [0, 1, 2, 3, 4, 6, 8, 9])
+    assert [size // 256 for size in sizes] == [4, 1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["short", "portable"])
+def test_short_reads_and_the_fallback_of_windows(
+    sample: store_sample.Sample, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    portable = files._read_some_portably
+    stingy = {
+        "short": lambda fd, view, offset: portable(fd, view[: 1 + len(view) // 3], offset),
+        "portable": portable,
+    }
+    monkeypatch.setattr(files, "_read_some", stingy[kind])
+    assert sample.everything_equal(folder)
+
+
+def test_what_read_blocks_refuses(sample: store_sample.Sample, folder: Path) -> None:
+    with DocumentReader(folder) as reader:
+        for ids in ([3, 3], [4, 2], [-1], [10], [0, 10], [[1, 2]], [1.5]):
+            with pytest.raises((ValueError, TypeError)):
+                reader.read_blocks(0, ids)  # type: ignore[arg-type]
+        for layer in (-1, 3):
+            with pytest.raises(ValueError, match="layer"):
+                reader.read_blocks(layer, [1])
+        shape = (2, 2, 2, 4, 4)
+        for out in (
+            torch.empty(1, *shape[1:]),
+            torch.empty(shape, dtype=torch.float16),
+            torch.empty(2, 2, 4, 4, 2).transpose(2, 4),
+            torch.empty(64),
+            torch.empty(shape, device="meta"),
+        ):
+            with pytest.raises(ValueError, match="out must be"):
+                reader.read_blocks(0, [1, 2], out)
+
+
+def test_traffic_is_counted(sample: store_sample.Sample, folder: Path) -> None:
+    with DocumentReader(folder) as reader:
+        assert reader.bytes_read.blocks == reader.bytes_read.index == 0
+        reader.read_blocks(0, [1, 2])
+        table = reader.bytes_read.other
+        assert table == 4096 + 3 * 4 * 8
+        reader.read_blocks(1, [1])
+        assert (reader.bytes_read.blocks, reader.bytes_read.other) == (3 * 256, table)
+        reader.index(), reader.index()
+        assert reader.bytes_read.index == reader.manifest.index.bytes
+
+
+def test_many_segments_do_not_need_many_descriptors(
+    sample: store_sample.Sample, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actqkv_cli.store.reader._MAX_OPEN", 1)
+    with DocumentReader(folder) as reader:
+        for _ in range(2):
+            assert torch.equal(reader.read_blocks(1, range(10)), sample.blocks[1])
+        assert len(reader._open) == 1
+
+
+def test_without_verification_only_blocks_go_unchecked(sample: store_sample.Sample, folder: Path) -> None:
+    path = folder / "kv-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[4096] ^= 1
+    path.write_bytes(data)
+    with DocumentReader(folder, verify=False) as reader:
+        assert torch.equal(reader.read_blocks(0, [1]), sample.blocks[0, [1]])
+        assert not torch.equal(reader.read_blocks(0, [0]), sample.blocks[0, [0]])
