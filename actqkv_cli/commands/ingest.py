@@ -45,9 +45,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
             )
             began = time.monotonic()
             try:
-                done = ingest(
-                    document, loaded, settings.home, settings.cache, reading, settings.disk_limit, report
-                )
+                done = ingest(document, loaded, settings.home, settings.cache, reading, settings.disk_limit, report)
             except KeyboardInterrupt:
                 note(f"interrupted; `{_again(paths, name)}` resumes {document.name} at its last whole segment")
                 raise
@@ -72,12 +70,10 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
     if as_json:
         print_json({"documents": results, "failed": [failure.message for failure in failures]})
     if failures:
-        raise failures[0] if len(failures) == 1 else DocumentError(f"{len(failures)} documents could not be read")
+        raise (failures[0] if len(failures) == 1 else DocumentError(f"{len(failures)} documents could not be read"))
 
 
-def _documents(
-    files: list[Path], name: str | None, failures: list[DocumentError], only: bool
-) -> Iterator[Document]:
+def _documents(files: list[Path], name: str | None, failures: list[DocumentError], only: bool) -> Iterator[Document]:
     if name:
         yield read_stream(sys.stdin.buffer, name)
     for path in files:
@@ -108,5 +104,3 @@ def _summary(result: dict[str, object]) -> str:
         f"read {what} in {result['seconds']:.1f} s, {speed:,.0f} tokens/s{resumed}; "
         f"{int(str(result['bytes'])) / 1e6:,.0f} MB as {result['id']}"
     )
-
-

@@ -47,9 +47,7 @@ def _decode(data: bytes, label: str) -> tuple[str, str]:
         raise _not_text(label)
     if encoding or _is_damaged_utf8(data):
         encoding = (encoding or "UTF-8").removesuffix("-sig")
-        warning = (
-            f"{label}: not quite valid {encoding}; unreadable characters became \N{REPLACEMENT CHARACTER}"
-        )
+        warning = f"{label}: not quite valid {encoding}; unreadable characters became \N{REPLACEMENT CHARACTER}"
         return data.decode(encoding, "replace").removeprefix("\ufeff"), warning
     # cp1252 leaves five bytes undefined, latin-1 none.
     encoding = "latin-1" if any(byte in data for byte in b"\x81\x8d\x8f\x90\x9d") else "cp1252"

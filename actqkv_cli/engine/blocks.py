@@ -4,13 +4,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from actqkv_kernels import anchor_representatives, mean_representatives
 from torch import Tensor
 
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.blocks import BlockFiles
+from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
+from actqkv_kernels import anchor_representatives, mean_representatives
 
 ReadBlocks = Callable[[int, Tensor], Tensor]
 """(layer, ascending ids) -> `(n, 2, Hkv, b, d)` on the CPU, from disk."""
@@ -70,9 +70,7 @@ class GrowingBlocks:
         self._disk = BlockCache(files.read, geometry.layers, capacity, device)
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
-        self.representatives = torch.zeros(
-            (geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device
-        )
+        self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)
         in_memory = geometry.segment_blocks + (reading.local + 2 * reading.window) // geometry.block_size
         self._pending = torch.zeros(
             (geometry.layers, in_memory, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim),
@@ -80,7 +78,8 @@ class GrowingBlocks:
             device=device,
         )
         self._mass = torch.zeros(
-            (geometry.layers, in_memory if self._anchor else 0, geometry.kv_heads, geometry.block_size), device=device
+            (geometry.layers, in_memory if self._anchor else 0, geometry.kv_heads, geometry.block_size),
+            device=device,
         )
         self._first = self._settled = sum(segment.blocks for segment in writer.segments)
         done = 0

@@ -45,24 +45,10 @@ FACTS = (
     ("The tower has two hundred and eleven steps.", "How many steps lead up the tower?"),
 )
 
-_SUBJECTS = (
-    "the old carter|a neighbour|the weaver's son|the committee|one of the clerks|the gardener|a travelling singer|"
-    "the second cook|the surveyor|her cousin|the miller|a young recruit|the printer|the innkeeper|a quiet guest"
-).split("|")
-_VERBS = (
-    "walked along|spoke about|swept|remembered|painted|looked over|complained of|paid for|drew|measured|"
-    "wrote a letter about|waited beside|repaired|argued over|cleared"
-).split("|")
-_OBJECTS = (
-    "the long road|the wooden fence|a row of poplars|the market stalls|the broken cart|a field of barley|"
-    "the cold kitchen|the lower meadow|a pile of bricks|the small bridge|the empty barn|the stone wall|"
-    "a basket of pears|the narrow lane|the wet hay"
-).split("|")
-_ENDS = (
-    "before the rain came|while the others slept|as on every other day|without saying much|until it grew dark|"
-    "because there was time|and went home again|in the mild weather|after a short rest|for no particular reason|"
-    "with great patience|as the custom was|to pass the hours|though nobody had asked|and thought no more of it"
-).split("|")
+_SUBJECTS = ["the old carter", "a neighbour", "the weaver's son", "the committee", "one of the clerks", "the gardener", "a travelling singer", "the second cook", "the surveyor", "her cousin", "the miller", "a young recruit", "the printer", "the innkeeper", "a quiet guest"]
+_VERBS = ["walked along", "spoke about", "swept", "remembered", "painted", "looked over", "complained of", "paid for", "drew", "measured", "wrote a letter about", "waited beside", "repaired", "argued over", "cleared"]
+_OBJECTS = ["the long road", "the wooden fence", "a row of poplars", "the market stalls", "the broken cart", "a field of barley", "the cold kitchen", "the lower meadow", "a pile of bricks", "the small bridge", "the empty barn", "the stone wall", "a basket of pears", "the narrow lane", "the wet hay"]
+_ENDS = ["before the rain came", "while the others slept", "as on every other day", "without saying much", "until it grew dark", "because there was time", "and went home again", "in the mild weather", "after a short rest", "for no particular reason", "with great patience", "as the custom was", "to pass the hours", "though nobody had asked", "and thought no more of it"]
 
 
 class Calibration(BaseModel):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +43,18 @@ def geometry_of(loaded: LoadedModel) -> Geometry:
         layers=config.num_hidden_layers,
         kv_heads=config.num_key_value_heads,
         head_dim=head_dim,
-        dtype=loaded.dtype,
+        dtype=loaded.dtype,  # type: ignore[arg-type]  # checked by the model
     )
 
 
 def model_identity(loaded: LoadedModel) -> dict[str, str]:
     """What must be equal for a stored cache to be this model's; "name" only tells where it came from."""
     return {**loaded.files.identity, "dtype": loaded.dtype}
+
+
+def decisive(identity: Mapping[str, str]) -> dict[str, str]:
+    """The part of an identity that must be equal: all but the name."""
+    return {field: value for field, value in identity.items() if field != "name"}
 
 
 def ingest(
@@ -68,11 +73,10 @@ def ingest(
     encoded = encode_document(loaded.tokenizer, _pages(document))
     _check_window(loaded, reading, len(encoded.ids))
     geometry, identity = geometry_of(loaded), model_identity(loaded)
-    decisive = {key: value for key, value in identity.items() if key != "name"}
     ours = document_id(
         document.name,
         document.sha256,
-        {"model": decisive, "geometry": geometry.model_dump(), "reading": reading.model_dump()},
+        {"model": decisive(identity), "geometry": geometry.model_dump(), "reading": reading.model_dump()},
     )
     folder = home / ours
     if (folder / MANIFEST).exists():
@@ -133,8 +137,7 @@ def calibration_of(
     loaded: LoadedModel, geometry: Geometry, reading: Reading, cache: Path, progress: Progress
 ) -> Calibration:
     """The model's retrieval heads, found at its first ingest and kept beside the models."""
-    key = {"version": VERSION, "model": model_identity(loaded), "reading": reading.model_dump()}
-    del key["model"]["name"]  # type: ignore[attr-defined]
+    key = {"version": VERSION, "model": decisive(model_identity(loaded)), "reading": reading.model_dump()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache / "calibration" / f"{digest[:32]}.json"
     try:

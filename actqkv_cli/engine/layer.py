@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
-from actqkv_kernels import block_attention
 from torch import Tensor
 
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
+from actqkv_kernels import block_attention
 
 Positions = Literal["clamped", "compact", "original"]
 
@@ -29,7 +29,13 @@ class LayerAttention:
     """The state of one layer while a session lasts. `begin` opens it at a position of the document."""
 
     def __init__(
-        self, layer: int, source: BlockSource, select: Select, rotary: Rotary, layout: Layout, positions: Positions
+        self,
+        layer: int,
+        source: BlockSource,
+        select: Select,
+        rotary: Rotary,
+        layout: Layout,
+        positions: Positions,
     ) -> None:
         self._layer = layer
         self._source = source

@@ -117,7 +117,10 @@ class Run:
     def attended(self) -> set[int]:
         """The document's blocks that some layer attends to: sink, local window, and the retrieved ones."""
         layout, tokens = self._session.layout, self._session.tokens
-        always = {*range(layout.sink_blocks(tokens)), *range(layout.near_start(tokens), -(-tokens // layout.block_size))}
+        always = {
+            *range(layout.sink_blocks(tokens)),
+            *range(layout.near_start(tokens), -(-tokens // layout.block_size)),
+        }
         return always.union(*(blocks.tolist() for blocks in self.blocks_of_layers))
 
     def step(self, token: int) -> Tensor:
@@ -128,7 +131,5 @@ class Run:
         return self.logits
 
     def _forward(self, ids: Tensor) -> Tensor:
-        out = self._session.model(
-            input_ids=ids[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
+        out = self._session.model(input_ids=ids[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return out.logits[0, -1].float()

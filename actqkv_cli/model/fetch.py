@@ -43,9 +43,7 @@ def default_model(models: Path, *, offline: bool, progress: Progress | None = No
     """
     folder = converted_folder(models, Path(GGUF_MEMBER), GGUF_SHA256)
     if offline and not folder.is_dir():
-        raise ModelUnavailable(
-            "the default model is not on this machine, and the network is off limits", BY_HAND
-        )
+        raise ModelUnavailable("the default model is not on this machine, and the network is off limits", BY_HAND)
 
     def make(scratch: Path) -> None:
         gguf = _fetched_gguf(scratch, progress)
@@ -89,7 +87,7 @@ def _reporting_bar(progress: Progress | None) -> type:
     """A tqdm class that prints nothing and hands the bytes to `progress`."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):
         monitor_interval = 0
         most = 0
 

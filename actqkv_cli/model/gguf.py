@@ -15,6 +15,7 @@ from filelock import FileLock
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
 from actqkv_cli.model.files import Progress, first_line, out_of_space
 
+_SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's kinds of token
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -78,10 +79,14 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     header = _read_header(path)
     refuse_unfit({"model_type": header["general.architecture"]})
     _refuse_scaled_rotary(header)
+    # Alone in its folder: transformers would also read a config or a tokenizer that happens to lie beside it.
+    source = target.with_name("source")
+    source.mkdir()
+    (source / _SOURCE).symlink_to(path.resolve())
     try:
         with quiet_transformers(), _no_bars():
-            _convert_weights(path, target)
-            _convert_tokenizer(path, header, target)
+            _convert_weights(source, target)
+            _convert_tokenizer(source, header, target)
     except (ActqkvError, OSError):
         raise
     except Exception as error:  # transformers raises whatever the file's oddity leads to
@@ -99,9 +104,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     import gguf
 
     if _PART.search(path.name):
-        raise UsageError(
-            f"{path.name} is one part of a split GGUF file", "join the parts: llama-gguf-split --merge"
-        )
+        raise UsageError(f"{path.name} is part of a split GGUF file", "join it: llama-gguf-split --merge")
     try:
         reader = gguf.GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}
@@ -125,7 +128,7 @@ def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
         )
 
 
-def _convert_weights(path: Path, target: Path) -> None:
+def _convert_weights(source: Path, target: Path) -> None:
     import torch
     import transformers
 
@@ -134,12 +137,8 @@ def _convert_weights(path: Path, target: Path) -> None:
     # From 5.20 or so transformers keeps GGUF weights packed unless told otherwise; before, it never did.
     unpacked = getattr(transformers, "GgufConfig", None)
     how = {} if unpacked is None else {"quantization_config": unpacked(dequantize=True)}
-    source = target.with_name("source")
-    source.mkdir()
-    # Alone in its folder: transformers would also read a config that happens to lie beside the file.
-    (source / "model.gguf").symlink_to(path.resolve())
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, gguf_file="model.gguf", dtype=torch.bfloat16, local_files_only=True, **how
+        source, gguf_file=_SOURCE, dtype=torch.bfloat16, local_files_only=True, **how
     )
     model.save_pretrained(target)
     config_file = target / "config.json"
@@ -149,14 +148,14 @@ def _convert_weights(path: Path, target: Path) -> None:
     _write_json(config_file, config)
 
 
-def _convert_tokenizer(path: Path, header: dict[str, Any], target: Path) -> None:
+def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> None:
     kind = header["tokenizer.ggml.model"]
     if kind == "gpt2":
         byte_level_tokenizer(header).save(str(target / "tokenizer.json"))
     elif kind == "llama":
-        _sentencepiece_tokenizer(path).save(str(target / "tokenizer.json"))
+        _sentencepiece_tokenizer(source).save(str(target / "tokenizer.json"))
     else:
-        raise UsageError(f"{path.name} has a tokenizer of type {kind}, which is not supported")
+        raise UsageError(f"the GGUF file has a tokenizer of type {kind}, which is not supported")
     tokens = header["tokenizer.ggml.tokens"]
     named = {name: header.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED_TOKENS.items()}
     settings = {name: tokens[number] for name, number in named.items() if number is not None}
@@ -207,12 +206,11 @@ def byte_level_tokenizer(header: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _sentencepiece_tokenizer(path: Path) -> Any:
+def _sentencepiece_tokenizer(source: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, local_files_only=True
-    ).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
+    return tokenizer.backend_tokenizer
 
 
 @contextlib.contextmanager

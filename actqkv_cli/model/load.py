@@ -56,12 +56,10 @@ def refuse_unfit(config: Mapping[str, Any]) -> None:
     if architectures and not any(str(name).endswith("ForCausalLM") for name in architectures):
         raise UsageError(f"{architectures[0]} is not a language model that answers", hint)
     if quantization := config.get("quantization_config"):
-        method = (
-            quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else "unnamed"
-        )
-        raise UsageError(f"weights quantized with {method} are not supported", hint)
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        raise UsageError(f"quantized weights ({method or 'unnamed'}) are not supported", hint)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = str(rope.get("rope_type", rope.get("type", "default")))
+    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "odd"
     if rope_type not in SUPPORTED_ROPE:
         raise UsageError(f"{family} with {rope_type} rotary positions is not supported", hint)
 
@@ -144,9 +142,7 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     # transformers fills what is absent with random numbers, and leaves out what it does not know.
     odd = [*report["missing_keys"], *report["unexpected_keys"]]
     if odd:
-        raise UsageError(
-            f"the weights of {files.name} do not fit its config: {sorted(odd)[0]} is missing or unknown"
-        )
+        raise UsageError(f"the weights of {files.name} do not fit its config: {sorted(odd)[0]} is missing or unknown")
     return model.eval().requires_grad_(False)
 
 

@@ -1,5 +1,6 @@
 """What a retrieval policy is, and what it may look at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -31,7 +32,7 @@ class Resident:
         return head_rows(self.heads, self.query_heads, self.representatives.shape[3])
 
 
-def head_rows(heads: tuple[RetrievalHead, ...], query_heads: int, kv_heads: int) -> list[tuple[int, int]]:
+def head_rows(heads: Sequence[RetrievalHead], query_heads: int, kv_heads: int) -> list[tuple[int, int]]:
     """The (layer, kv head) pairs whose keys the retrieval heads look at, in the order of the rows of `head_keys`."""
     return sorted({(head.layer, head.head * kv_heads // query_heads) for head in heads})
 

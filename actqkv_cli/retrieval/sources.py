@@ -23,7 +23,13 @@ class Passage:
 
 
 def passages(
-    ranking: Tensor, attended: set[int], text: str, char_start: Tensor, page: Tensor, first: int, block_size: int
+    ranking: Tensor,
+    attended: set[int],
+    text: str,
+    char_start: Tensor,
+    page: Tensor,
+    first: int,
+    block_size: int,
 ) -> list[Passage]:
     """The best passages, best first.
 

@@ -58,9 +58,7 @@ class BlockFiles:
             segment = self._segment(number)
             if within + end - begin > segment.segment.blocks:
                 raise ValueError("block numbers must be within the document")
-            read_exact(
-                segment.fd, view[begin * size : end * size], segment.offset(layer, within), segment.path
-            )
+            read_exact(segment.fd, view[begin * size : end * size], segment.offset(layer, within), segment.path)
             expected = segment.table[layer, within : within + end - begin].tolist()
             for block, checksum in enumerate(expected, begin):
                 if digest(view[block * size : (block + 1) * size]) != checksum:

@@ -13,9 +13,7 @@ import xxhash
 from actqkv_cli.errors import ActqkvError, DiskFull, StoreDamaged
 
 DAMAGED_HINT = "remove the document and ingest it again"
-DISK_FULL_HINT = (
-    "free some space, or raise the limit, and run the same command again: it resumes where it stopped"
-)
+DISK_FULL_HINT = "free some space, or raise the limit, and run the same command again: it resumes where it stopped"
 TEMPORARY = ".tmp"
 _CHUNK = 1 << 22
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}

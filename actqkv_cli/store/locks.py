@@ -15,7 +15,7 @@ from actqkv_cli.store.manifest import ID_PATTERN
 
 LOCKS = ".locks"
 # Not zero, because even the taking of a free lock has a moment in which it looks taken to others.
-_READER_WAIT, _WRITER_WAIT = 1.0, 0.2  # seconds
+_READER_WAIT, _WRITER_WAIT = 0.5, 0.2  # seconds
 
 
 @contextlib.contextmanager
@@ -36,9 +36,7 @@ def reading(home: Path, document: str) -> Iterator[None]:
 def writing(home: Path, document: str) -> Iterator[None]:
     """Exclusive lock on a document. Raises ActqkvError at once if another process reads or changes it."""
     path = _path(home, document)
-    with _held(
-        path, f"document {document} is being read, ingested or removed by another process", exclusive=True
-    ):
+    with _held(path, f"document {document} is being read, ingested or removed by another process", exclusive=True):
         yield
 
 
@@ -64,11 +62,7 @@ def _held(path: Path, busy: str, exclusive: bool) -> Iterator[None]:
 def _path(home: Path, document: str) -> Path:
     # A folder that a user renamed may hold characters that no file name of ours should.
     fit = re.match(ID_PATTERN, document) is not None and not document.endswith("\n")
-    name = (
-        document
-        if fit
-        else "other-" + hashlib.sha256(document.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    )
+    name = document if fit else "other-" + hashlib.sha256(document.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return home / LOCKS / f"{name}.lock"
 
 

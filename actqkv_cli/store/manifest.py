@@ -275,6 +275,8 @@ def _load(path: Path, kind: type[_Record]) -> _Record:
         )
     if not intact:
         raise damaged(path, "the content does not match its checksum")
+    if type(number) is not int:  # 1.0 and true would pass for 1 below
+        raise damaged(path, "the format is not a number")
     try:
         # Through JSON, because strict validation takes a list for a tuple there and nowhere else.
         return kind.model_validate_json(jsonfile.canonical(body))

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
 from torch import Tensor
@@ -16,7 +18,9 @@ from actqkv_cli.store.manifest import INDEX, TEXT, TOKENS, load_manifest
 from actqkv_cli.store.segment import SegmentFile, block_damaged, block_shape, cache_dtype, raw
 from actqkv_cli.store.tensors import check_index, check_tokens, load_tensors
 
+_ANNOUNCE = hasattr(os, "posix_fadvise")  # Linux
 _MAX_OPEN = 128  # segments open at once: macOS allows a process 256 files
+_BATCH = 64  # runs of blocks read at once, each from one segment
 
 
 @dataclass
@@ -80,26 +84,10 @@ class DocumentReader:
         steps = np.diff(wanted)
         if wanted[0] < 0 or wanted[-1] >= self.manifest.block_count or (count > 1 and steps.min() < 1):
             raise ValueError("block numbers must be strictly ascending and within the document")
-        size, per_segment = self._geometry.block_bytes, self._geometry.segment_blocks
-        view = raw(result)
-        numbers = wanted // per_segment
-        breaks = np.flatnonzero((steps != 1) | (np.diff(numbers) != 0)) + 1
-        edges = [0, *breaks.tolist(), count]
-        firsts = wanted[edges[:-1]].tolist()
-        for run, first in enumerate(firsts):
-            begin, end = edges[run], edges[run + 1]
-            number, within = divmod(first, per_segment)
-            segment = self._segment(number)
-            read_exact(
-                segment.fd, view[begin * size : end * size], segment.offset(layer, within), segment.path
-            )
-            if self.verify:
-                expected = segment.table[layer, within : within + end - begin].tolist()
-                digest = xxhash.xxh3_64_intdigest
-                for block, checksum in enumerate(expected, begin):
-                    if digest(view[block * size : (block + 1) * size]) != checksum:
-                        raise block_damaged(segment.path, layer, within + block - begin)
-        self.bytes_read.blocks += count * size
+        runs = self._runs(wanted, steps)
+        for start in range(0, len(runs), _BATCH):
+            self._read_runs(layer, runs[start : start + _BATCH], raw(result))
+        self.bytes_read.blocks += count * self._geometry.block_bytes
         return result
 
     def index(self) -> dict[str, Tensor]:
@@ -143,15 +131,45 @@ class DocumentReader:
         except ValueError as error:
             raise damaged(self.folder / name, str(error)) from error
 
+    def _runs(self, wanted: npt.NDArray[Any], steps: npt.NDArray[Any]) -> list[tuple[int, int, int, int]]:
+        """Neighbours within a segment, for one read each: the segment's number, the first block in it, and
+        the range [begin, end) of `wanted`."""
+        per_segment = self._geometry.segment_blocks
+        breaks = np.flatnonzero((steps != 1) | (np.diff(wanted // per_segment) != 0)) + 1
+        edges = [0, *breaks.tolist(), len(wanted)]
+        firsts = wanted[edges[:-1]].tolist()
+        return [
+            (*divmod(first, per_segment), begin, end)
+            for first, begin, end in zip(firsts, edges[:-1], edges[1:], strict=True)
+        ]
+
+    def _read_runs(self, layer: int, runs: list[tuple[int, int, int, int]], view: memoryview) -> None:
+        while len(self._open) > _MAX_OPEN - _BATCH:
+            self._open.pop(next(iter(self._open))).close()
+        size, digest = self._geometry.block_bytes, xxhash.xxh3_64_intdigest
+        places = [(self._segment(number), within, begin, end) for number, within, begin, end in runs]
+        if _ANNOUNCE and len(places) > 1:
+            # The disk then works on all of them at once: cold reads take less than half the time.
+            for segment, within, begin, end in places:
+                offset = segment.offset(layer, within)
+                os.posix_fadvise(segment.fd, offset, (end - begin) * size, os.POSIX_FADV_WILLNEED)
+        for segment, within, begin, end in places:
+            part = view[begin * size : end * size]
+            read_exact(segment.fd, part, segment.offset(layer, within), segment.path)
+            if not self.verify:
+                continue
+            expected = segment.table[layer, within : within + end - begin].tolist()
+            for block, checksum in enumerate(expected):
+                if digest(part[block * size : (block + 1) * size]) != checksum:
+                    raise block_damaged(segment.path, layer, within + block)
+
     def _segment(self, number: int) -> SegmentFile:
         found = self._open.get(number)
         if found is None:
-            while len(self._open) >= _MAX_OPEN:
-                self._open.pop(next(iter(self._open))).close()
             found = SegmentFile(self.folder, self.manifest.segments[number], self._geometry)
             self._open[number] = found
             self.bytes_read.other += found.header_bytes
-            if hasattr(os, "posix_fadvise"):  # no read-ahead: the neighbours of a block are seldom wanted
+            if _ANNOUNCE:  # no read-ahead: the neighbours of a block are seldom wanted
                 os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_RANDOM)
         return found
 
@@ -166,7 +184,5 @@ class DocumentReader:
             or out.shape[0] < count
             or not out.is_contiguous()
         ):
-            raise ValueError(
-                f"out must be a contiguous {self._dtype} CPU tensor of {count} or more {self._shape}"
-            )
+            raise ValueError(f"out must be a contiguous {self._dtype} CPU tensor of {count} or more {self._shape}")
         return out[:count]

@@ -71,9 +71,7 @@ def check_tokens(tensors: Mapping[str, Tensor], draft: Draft) -> None:
     ):
         tensor = tensors[name]
         if tensor.dtype != torch.int32 or tuple(tensor.shape) != (draft.tokens,):
-            raise ValueError(
-                f"{name} is {tensor.dtype} {tuple(tensor.shape)} instead of int32 ({draft.tokens},)"
-            )
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)} instead of int32 ({draft.tokens},)")
         if int(tensor.min()) < low or (high is not None and int(tensor.max()) > high):
             raise ValueError(f"{name} holds a value outside of the text")
 

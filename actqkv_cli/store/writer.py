@@ -81,9 +81,7 @@ class DocumentWriter:
                 sync_folder(folder.parent)
             if (folder / MANIFEST).exists():
                 (folder / PROGRESS).unlink(missing_ok=True)
-                raise ActqkvError(
-                    f"document {draft.id} is in the library already", "remove it to ingest it again"
-                )
+                raise ActqkvError(f"document {draft.id} is in the library already", "remove it to ingest it again")
             writer._segments = writer._resume()
             writer._sweep()
             writer._save_progress(writer._segments)
@@ -147,9 +145,7 @@ class DocumentWriter:
         if len(self._segments) != self.draft.segment_count:
             raise ValueError(f"{len(self._segments)} of {self.draft.segment_count} segments are written")
         if len(text) != self.draft.source.characters:
-            raise ValueError(
-                f"the text has {len(text)} characters, the draft says {self.draft.source.characters}"
-            )
+            raise ValueError(f"the text has {len(text)} characters, the draft says {self.draft.source.characters}")
         check_tokens(tokens, self.draft)
         check_index(index, self.draft)
         encoded = text.encode()
@@ -180,9 +176,7 @@ class DocumentWriter:
         except (StoreDamaged, IdentityMismatch) as error:
             self.warnings.append(f"starting over: {error.message}")
             return []
-        if progress.model_dump(exclude={"segments"}) != self.draft.model_dump(
-            include=set(Draft.model_fields)
-        ):
+        if progress.model_dump(exclude={"segments"}) != self.draft.model_dump(include=set(Draft.model_fields)):
             self.warnings.append("starting over: the unfinished ingest had other settings")
             return []
         kept: list[Segment] = []
@@ -238,9 +232,7 @@ class DocumentWriter:
             or found != (geometry.layers, count, max(1, found[2]), geometry.kv_heads, geometry.head_dim)
             or representatives.dtype not in (torch.float32, torch.float16, torch.bfloat16)
         ):
-            raise ValueError(
-                f"representatives are {representatives.dtype} {found}, which does not fit the geometry"
-            )
+            raise ValueError(f"representatives are {representatives.dtype} {found}, which does not fit the geometry")
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 from torch import Tensor
 
 from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
 
 class Policy:

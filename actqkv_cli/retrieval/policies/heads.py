@@ -5,12 +5,12 @@ one ranking; in the answer pass each layer has the first blocks of it, as many a
 """
 
 import torch
-from actqkv_kernels import budget_shares
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_kernels import budget_shares
 
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 

@@ -38,7 +38,9 @@ def block_attention(
     heads, _, dim = near_query.shape
     for keys, values in (far, near):
         if keys.shape != values.shape or keys.shape[-1] != dim or heads % keys.shape[0]:
-            raise ValueError(f"keys {tuple(keys.shape)}, values {tuple(values.shape)} do not fit {heads} heads of {dim}")
+            raise ValueError(
+                f"keys {tuple(keys.shape)}, values {tuple(values.shape)} do not fit {heads} heads of {dim}"
+            )
     if backend not in ("auto", "reference", "gathered"):
         raise ValueError(f"backend must be auto, reference or gathered, got {backend!r}")
     attend = reference.block_attention if backend == "reference" else gathered.block_attention

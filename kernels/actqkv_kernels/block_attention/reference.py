@@ -15,9 +15,7 @@ def block_attention(
 ) -> tuple[Tensor, Tensor | None]:
     group = near_query.shape[0] // near[0].shape[0]
     far_key, far_value, near_key, near_value = (x.float().repeat_interleave(group, dim=0) for x in (*far, *near))
-    scores = torch.cat(
-        [far_query.float() @ far_key.mT, near_query.float() @ near_key.mT], dim=-1
-    )  # (H, W, F + N)
+    scores = torch.cat([far_query.float() @ far_key.mT, near_query.float() @ near_key.mT], dim=-1)  # (H, W, F + N)
     scores = scores * scaling
     if mask is not None:
         seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=mask.device)

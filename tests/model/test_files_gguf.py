@@ -1,0 +1,202 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+from actqkv_cli.errors import OutOfMemory, UsageError
+from actqkv_cli.model.files import resolve
+from actqkv_cli.model.gguf import byte_level_tokenizer
+from actqkv_cli.model.load import load_model
+
+WORDS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "he", "<|end|>", "<think>"]
+KINDS = [1] * (len(WORDS) - 2) + [3, 4]
+HEADS, KV_HEADS, LAYERS, WIDTH, INNER = 4, 2, 2, 32, 48
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key projection in llama.cpp's order: the rotated pairs side by side."""
+    return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def write_gguf(
+    path: Path, model: Any, *, family: str = "llama", split: str = "smollm", scaled: bool = False
+) -> Path:
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(len(WORDS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(WORDS)
+    writer.add_token_types(KINDS)
+    writer.add_token_merges(["Ġ t", "h e"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(WORDS.index("<|end|>"))
+    writer.add_chat_template("{{ messages[0].content }}")
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.float()
+        if name.startswith("model.layers."):
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            if part.endswith(("q_proj", "k_proj")):
+                tensor = interleaved(tensor, HEADS if part.endswith("q_proj") else KV_HEADS)
+            name = f"blk.{layer}.{NAMES[part]}.weight"
+        else:
+            plain = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+            name = f"{plain[name.removesuffix('.weight')]}.weight"
+        writer.add_tensor(name, tensor.contiguous().numpy())
+    if scaled:
+        writer.add_tensor("rope_freqs.weight", torch.ones(WIDTH // HEADS // 2).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_is_converted_once(
+    tmp_path: Path, model: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", model)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')  # nothing beside the file matters
+    (tmp_path / "tokenizer.json").write_text("{}")
+    seen: list[tuple[str, int, int]] = []
+    files = resolve(
+        str(file), cache=tmp_path / "cache", offline=True, progress=lambda *event: seen.append(event)
+    )
+    size = file.stat().st_size
+    assert ("convert", 0, size) in seen
+    assert ("convert", size, size) in seen
+    assert files.folder.parent == tmp_path / "cache" / "models"
+    assert files.folder.name.startswith("tiny-")
+    assert sorted(path.name for path in files.folder.parent.iterdir() if path.suffix != ".lock") == [
+        files.folder.name
+    ]
+
+    loaded = load_model(files, dtype="bfloat16", device="cpu")
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        loaded.model.float()(ids).logits, copy.deepcopy(model).float()(ids).logits, atol=1e-6
+    )
+    assert (
+        loaded.tokenizer.decode(loaded.tokenizer("the 12 naïve 你<|end|>").input_ids)
+        == "the 12 naïve 你<|end|>"
+    )
+    assert (loaded.tokenizer.bos_token, loaded.tokenizer.eos_token) == (WORDS[0], "<|end|>")
+    assert loaded.tokenizer.chat_template == "{{ messages[0].content }}"
+    assert capfd.readouterr() == ("", "")
+
+    monkeypatch.setattr("actqkv_cli.model.gguf.convert_gguf", None)
+    assert resolve(str(file), cache=tmp_path / "cache", offline=True) == files
+
+
+def test_a_conversion_is_the_same_elsewhere(tmp_path: Path, model: Any) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", model)
+    one = resolve(str(file), cache=tmp_path / "one", offline=True)
+    two = resolve(str(file), cache=tmp_path / "two", offline=True)
+    assert one.identity == two.identity
+    for path in one.folder.iterdir():
+        assert path.read_bytes() == (two.folder / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"family": "gpt2"}, "models of type gpt2 are not supported"),
+        ({"split": "bloom"}, "not known here: bloom"),
+        ({"scaled": True}, "scales its rotary positions"),
+    ],
+)
+def test_a_gguf_file_that_would_not_stay_itself_is_refused(
+    tmp_path: Path, model: Any, how: dict[str, Any], words: str
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", model, **how)
+    with pytest.raises(UsageError, match=words):
+        resolve(str(file), cache=tmp_path / "cache", offline=True)
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path, model: Any) -> None:
+    whole = write_gguf(tmp_path / "tiny.gguf", model).read_bytes()
+    for n, content in enumerate([b"", b"no", b"not a model " * 99, whole[:60], whole[:5000], whole[:-5000]]):
+        file = tmp_path / f"{n}.gguf"
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match="gguf"):
+            resolve(str(file), cache=tmp_path / "cache", offline=True)
+
+
+def test_a_part_of_a_split_file(tmp_path: Path, model: Any) -> None:
+    file = write_gguf(tmp_path / "big-00001-of-00003.gguf", model)
+    with pytest.raises(UsageError, match="part of a split GGUF") as caught:
+        resolve(str(file), cache=tmp_path / "cache", offline=True)
+    assert "--merge" in caught.value.hint
+
+
+def test_memory_may_run_out(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(OutOfMemory):
+        resolve(str(write_gguf(tmp_path / "tiny.gguf", model)), cache=tmp_path / "cache", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("split", "pieces"),
+    [
+        ("smollm", ["On", "Ġ", "1", "9", "8", "8", "Ġit", "'s", "Ġ", "Ġtwo", "!", "Ċ"]),
+        ("llama-bpe", ["On", "Ġ", "198", "8", "Ġit", "'s", "Ġ", "Ġtwo", "!Ċ"]),
+        ("qwen2", ["On", "Ġ", "1", "9", "8", "8", "Ġit", "'s", "Ġ", "Ġtwo", "!Ċ"]),
+    ],
+)
+def test_text_is_split_as_the_vocabulary_was_learned(split: str, pieces: list[str]) -> None:
+    header = {"tokenizer.ggml.pre": split, "tokenizer.ggml.tokens": WORDS, "tokenizer.ggml.token_type": KINDS}
+    tokenizer = byte_level_tokenizer({**header, "tokenizer.ggml.merges": ["Ġ t", "h e"]})
+    found = tokenizer.pre_tokenizer.pre_tokenize_str("On 1988 it's  two!\n")
+    assert [piece for piece, _ in found] == pieces
+    text = "the <think>naïve<|end|>"
+    encoded = tokenizer.encode(text)
+    assert [WORDS[-2] in encoded.tokens, WORDS[-1] in encoded.tokens] == [True, True]
+    assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
+    assert [text[slice(*span)] for span in encoded.offsets].count("ï") == 2

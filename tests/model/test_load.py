@@ -1,0 +1,268 @@
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from actqkv_cli.errors import OutOfMemory, UsageError
+from actqkv_cli.model import load
+from actqkv_cli.model.files import ModelFiles, resolve
+from actqkv_cli.model.load import choose_device, choose_dtype, load_model, refuse_unfit
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> ModelFiles:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    folder = tmp_path / "tiny"
+    with load.quiet_transformers():
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={sign: n for n, sign in enumerate(alphabet)}, merges=[]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return resolve(str(folder), cache=tmp_path / "cache", offline=True)
+
+
+def test_a_model_is_loaded_ready_to_run(tiny: ModelFiles, capfd: pytest.CaptureFixture[str]) -> None:
+    loaded = load_model(tiny, dtype="float32", device="cpu")
+    assert (loaded.dtype, loaded.device, loaded.files) == ("float32", torch.device("cpu"), tiny)
+    assert not loaded.model.training
+    assert not any(weight.requires_grad for weight in loaded.model.parameters())
+    assert loaded.model.config._attn_implementation == "sdpa"
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
+    ids = torch.arange(20)[None]
+    assert torch.equal(loaded.model(ids).logits, stock(ids).logits)
+    assert "Loading" not in capfd.readouterr().out
+
+
+def test_loading_says_nothing(tiny: ModelFiles, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(tiny)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_come_in_the_type_asked_for(tiny: ModelFiles, dtype: str) -> None:
+    loaded = load_model(tiny, dtype=dtype, device="cpu")
+    assert loaded.dtype == dtype
+    assert {weight.dtype for weight in loaded.model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_the_tokenizer_is_the_one_in_tokenizer_json(tiny: ModelFiles) -> None:
+    tokenizer = load_model(tiny, device="cpu").tokenizer
+    plain = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
+    text = "In 1988: naïve 你好 👍🏽 , it 's</s>"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded.input_ids == plain.encode(text).ids
+    assert tokenizer.decode(encoded.input_ids) == text
+    assert tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12") == [("1", (0, 1)), ("2", (1, 2))]
+    assert text[slice(*encoded.offset_mapping[-1])] == tokenizer.eos_token == "</s>"
+
+
+def test_long_texts_bring_no_warning(tiny: ModelFiles, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = tiny.folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 8}))
+    load_model(tiny, device="cpu").tokenizer("a text of more than eight tokens")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_transformers_puts_the_settings_back() -> None:
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with contextlib.suppress(ZeroDivisionError), load.quiet_transformers():
+        assert logging.get_verbosity() == logging.ERROR
+        assert not logging.is_progress_bar_enabled()
+        raise ZeroDivisionError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(tiny: ModelFiles) -> None:
+    file = tiny.folder / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({key: value for key, value in weights.items() if key != name}, file, {"format": "pt"})
+    with pytest.raises(UsageError, match=f"{name} is missing or unknown"):
+        load_model(tiny)
+    extra = "model.layers.0.self_attn.q_proj.bias"
+    save_file({**weights, extra: torch.zeros(32)}, file, {"format": "pt"})
+    with pytest.raises(UsageError, match=f"{extra} is missing or unknown"):
+        load_model(tiny)
+    old = "model.layers.0.self_attn.rotary_emb.inv_freq"  # in files from before transformers 4.32
+    save_file({**weights, old: torch.zeros(4)}, file, {"format": "pt"})
+    load_model(tiny)
+
+
+def test_damaged_weights_are_refused(tiny: ModelFiles) -> None:
+    file = tiny.folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UsageError, match="cannot be loaded") as caught:
+        load_model(tiny)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        RuntimeError("MPS backend out of memory"),
+    ],
+)
+def test_out_of_memory(tiny: ModelFiles, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(OutOfMemory) as caught:
+        load_model(tiny)
+    assert caught.value.exit_code == 7
+    assert "--dtype" in caught.value.hint
+
+
+# Devices and types
+
+
+def test_the_fastest_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto").type == "cuda"
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(UsageError, match="no cuda:2 device"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_here(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"there is no {device} device"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", "meta", "cpu:1"])
+def test_an_unknown_device(device: str) -> None:
+    with pytest.raises(UsageError, match="unknown device"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "dtype"),
+    [
+        ("cuda", True, "bfloat16"),
+        ("cuda", False, "float16"),
+        ("mps", True, "float16"),
+        ("cpu", True, "bfloat16"),
+        ("cpu", False, "float32"),
+    ],
+)
+def test_the_type_suits_the_device(
+    device: str, native: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(load, "_cpu_has_bfloat16", lambda: native)
+    assert choose_dtype("auto", torch.device(device)) == dtype
+    assert choose_dtype("float32", torch.device(device)) == "float32"
+
+
+def test_an_unknown_type() -> None:
+    with pytest.raises(UsageError, match="unknown dtype: int8"):
+        choose_dtype("int8", torch.device("cpu"))
+
+
+# Models that do not fit
+
+
+@pytest.mark.parametrize("family", load.SUPPORTED)
+@pytest.mark.parametrize("rope", [None, {"rope_type": "llama3"}, {"type": "linear"}, {"rope_theta": 1e4}])
+def test_what_is_supported(family: str, rope: dict[str, Any] | None) -> None:
+    architectures = ["AnythingForCausalLM"]
+    refuse_unfit({"model_type": family, "architectures": architectures, "rope_scaling": rope})
+
+
+OTHERS = ["gpt2", "bloom", "mpt", "opt", "deepseek_v3", "mamba", "jamba", "falcon_h1", "recurrent_gemma"]
+OTHERS += ["qwen3_next", "qwen3_moe", "t5", "llava", "gpt_oss", "gemma2", "gemma3", "phi3"]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_another_architecture_is_refused_by_name(family: str) -> None:
+    with pytest.raises(UsageError, match=f"models of type {family} are not supported") as caught:
+        refuse_unfit({"model_type": family})
+    assert "llama, mistral, qwen2, qwen3, smollm3" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "type unnamed"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantized weights \(awq\)"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "dynamic rotary"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "longrope rotary"),
+    ],
+)
+def test_a_variant_that_does_not_fit_is_refused(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        refuse_unfit({"model_type": "llama", **config} if config else config)
+
+
+def test_it_is_refused_before_any_weights_are_read(tiny: ModelFiles) -> None:
+    config = tiny.folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "gpt2"}))
+    (tiny.folder / "model.safetensors").write_bytes(b"not weights at all")
+    with pytest.raises(UsageError, match="gpt2"):
+        load_model(tiny)
+
+
+@pytest.mark.model
+def test_the_default_model_speaks() -> None:
+    files = resolve(None, cache=platformdirs.user_cache_path("actqkv"), offline=False)
+    loaded = load_model(files)
+    tokenizer = loaded.tokenizer
+    text = "In 1988, abc12 x=345.67 Hello wörld, it's   你好 👍🏽 naïve\n\n 10,000 tokens\t42nd"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pieces = [text[begin:end] for begin, end in encoded.offset_mapping]
+    assert tokenizer.decode(encoded.input_ids) == text
+    assert pieces[:6] == ["In", " ", "1", "9", "8", "8"]
+    assert pieces[-5:] == [" tokens", "\t", "4", "2", "nd"]
+    assert (
+        tokenizer("<|im_start|><|im_end|>").input_ids
+        == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        == [1, 2]
+    )
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    ).to(loaded.device)
+    answer = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[
+        0, prompt.input_ids.shape[1] :
+    ]
+    assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
