@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Annotated, Any
 
 _BEGAN = time.perf_counter()
 
-import click  # noqa: E402
 import typer  # noqa: E402
 
 from actqkv_cli import __version__  # noqa: E402
@@ -19,7 +19,7 @@ from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, DiskFull, OutOfMemo
 app = typer.Typer(
     name="actqkv",
     help="Read a long document once with a local language model, and ask it questions for ever after.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,9 +44,11 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
 @app.command()
@@ -184,14 +186,24 @@ def _settings(**flags: Any) -> Any:
 def main() -> None:
     """Run the command line; every foreseen failure is one line on stderr and a documented exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
+        code = app(standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        sys.stdout.flush()
+        sys.exit(code or 0)
+    except (BrokenPipeError, SystemExit) as error:
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
+        # The reader of our output has gone (typer then exits); nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (KeyboardInterrupt, click.Abort):
-        _fail(ActqkvError("interrupted"), EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "actqkv"
+    except (KeyboardInterrupt, typer.Abort):
+        again = shlex.join(["actqkv", *sys.argv[1:]])
+        hint = f"`{again}` resumes at the last whole segment" if sys.argv[1:2] == ["ingest"] else ""
+        _fail(ActqkvError("interrupted", hint), EXIT_INTERRUPTED)
+    except typer.TyperException as error:  # all of them are about how the command was called
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "actqkv"
         _fail(UsageError(error.format_message(), f"see `{command} --help`"))
     except ActqkvError as error:
         _fail(error)
@@ -216,7 +228,8 @@ def _fail(error: ActqkvError, code: int | None = None) -> None:
     if {"--json", "--jsonl"} & set(sys.argv):
         kind = "interrupted" if code == EXIT_INTERRUPTED else error.kind
         fields = {"kind": kind, "message": error.message, "hint": error.hint, "exit_code": code}
-        line = json.dumps({"error": fields} if "--json" in sys.argv else {"type": "error", **fields})
+        done = getattr(error, "result", {})  # of a PartlyFailed
+        line = json.dumps({**done, "error": fields} if "--json" in sys.argv else {"type": "error", **fields})
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.write(line + "\n")
             sys.stdout.flush()

@@ -123,7 +123,18 @@ def _writer(output: str) -> Any:
     def event(piece: str) -> None:
         print_event("token", text=piece)
 
-    return {"text": text, "jsonl": event, "json": lambda piece: None}[output]
+    write = {"text": text, "jsonl": event, "json": lambda piece: None}[output]
+    held = ""  # white space, until something follows: at its end it is not of the answer
+
+    def hold(piece: str) -> None:
+        nonlocal held
+        whole = held + piece
+        shown = whole.rstrip()
+        held = whole[len(shown) :]
+        if shown:
+            write(shown)
+
+    return hold
 
 
 def _sources(run: "Run", reader: "DocumentReader") -> "list[Passage]":

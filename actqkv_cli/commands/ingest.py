@@ -4,11 +4,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from actqkv_cli.commands.output import note, print_json, progress
+from actqkv_cli.commands.output import PartlyFailed, note, print_json, progress
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
-from actqkv_cli.errors import DocumentError, UsageError
+from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
 
 
 def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool) -> None:
@@ -20,7 +21,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
     files = [] if paths == ["-"] else find_documents([Path(path) for path in paths])
     failures: list[DocumentError] = []
     documents = _documents(files, name, failures, only=len(files) <= 1)
-    results = []
+    results: list[dict[str, Any]] = []
     loaded = None
     with progress("tokens", quiet) as report:
         for document in documents:
@@ -46,9 +47,8 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
             began = time.monotonic()
             try:
                 done = ingest(document, loaded, settings.home, settings.cache, reading, settings.disk_limit, report)
-            except KeyboardInterrupt:
-                note(f"interrupted; `{_again(paths, name)}` resumes {document.name} at its last whole segment")
-                raise
+            except ActqkvError as error:
+                raise PartlyFailed(error, _result(results, failures)) from error
             for warning in done.warnings:
                 note(f"warning: {warning}")
             manifest = done.manifest
@@ -67,10 +67,11 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
             )
             if not quiet:
                 note(_summary(results[-1]))
-    if as_json:
-        print_json({"documents": results, "failed": [failure.message for failure in failures]})
     if failures:
-        raise (failures[0] if len(failures) == 1 else DocumentError(f"{len(failures)} documents could not be read"))
+        many = DocumentError(f"{len(failures)} documents could not be read")
+        raise PartlyFailed(failures[0] if len(failures) == 1 else many, _result(results, failures))
+    if as_json:
+        print_json(_result(results, failures))
 
 
 def _documents(files: list[Path], name: str | None, failures: list[DocumentError], only: bool) -> Iterator[Document]:
@@ -86,11 +87,8 @@ def _documents(files: list[Path], name: str | None, failures: list[DocumentError
             failures.append(error)
 
 
-def _again(paths: list[str], name: str | None) -> str:
-    import shlex
-
-    words = ["actqkv", "ingest", *paths, *(["--name", name] if name else [])]
-    return shlex.join(words)
+def _result(results: list[dict[str, Any]], failures: list[DocumentError]) -> dict[str, Any]:
+    return {"documents": results, "failed": [failure.message for failure in failures]}
 
 
 def _summary(result: dict[str, object]) -> str:

@@ -4,11 +4,15 @@ import datetime
 import sys
 from typing import Any
 
-from actqkv_cli.commands.output import note, print_json
+from actqkv_cli.commands.output import PartlyFailed, note, print_json
 from actqkv_cli.config import Settings
-from actqkv_cli.errors import StoreDamaged, UsageError
+from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, UsageError
+from actqkv_cli.model.files import resolve
 from actqkv_cli.store.library import Entry, find, list_entries, remove
 from actqkv_cli.store.locks import reading
+from actqkv_cli.store.manifest import check_identity
+
+_OTHER = "another model"
 
 
 def ls(settings: Settings, as_json: bool) -> None:
@@ -53,39 +57,63 @@ def show(selector: str | None, settings: Settings, as_json: bool) -> None:
 
 
 def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> None:
-    entries = [_any_state(settings, selector) for selector in selectors]
-    for entry in entries:
+    entries = {entry.id: entry for entry in [_any_state(settings, selector) for selector in selectors]}
+    removed = []
+    for entry in entries.values():
         if not yes and not _confirmed(entry):
-            note("nothing removed")
-            return
+            note(f"kept {entry.id}")
+            continue
         remove(settings.home, entry)
+        removed.append(_brief(entry))
         note(f"removed {entry.id} ({entry.size / 1e6:,.1f} MB)")
     if as_json:
-        print_json({"removed": [_brief(entry) for entry in entries]})
+        print_json({"removed": removed})
 
 
 def verify(selector: str | None, settings: Settings, as_json: bool) -> None:
     from actqkv_cli.store.verify import verify_document
 
     entries = list_entries(settings.home) if selector is None else [_any_state(settings, selector)]
+    if selector is not None and entries[0].state == "unfinished":
+        find(settings.home, entries[0].id)  # raises what says so
     whole = [entry for entry in entries if entry.state != "unfinished"]
     problems: dict[str, list[str]] = {}
+    models: dict[str, str] = {}
     for entry in whole:
         with reading(settings.home, entry.id):
             problems[entry.id] = verify_document(entry.folder)
+        models[entry.id] = _compare_model(entry, settings)
         if not as_json:
-            for problem in problems[entry.id]:
-                sys.stdout.write(f"{entry.id}: {problem}\n")
-            if not problems[entry.id]:
-                sys.stdout.write(f"{entry.id}: sound\n")
+            found = problems[entry.id] or ["sound"]
+            for line in [*found, *([models[entry.id]] if models[entry.id] else [])]:
+                sys.stdout.write(f"{entry.id}: {line}\n")
     bad = [name for name, found in problems.items() if found]
-    if as_json:
-        print_json({"documents": problems, "damaged": bad})
+    other = [name for name, difference in models.items() if difference.startswith(_OTHER)]
+    result = {"documents": problems, "damaged": bad, "models": models, "of_another_model": other}
     if bad:
-        raise StoreDamaged(
-            f"{len(bad)} of {len(whole)} documents are damaged: {', '.join(bad)}",
-            "`actqkv rm` them and ingest them again",
-        )
+        message = f"{len(bad)} of {len(whole)} documents are damaged: {', '.join(bad)}"
+        raise PartlyFailed(StoreDamaged(message, "`actqkv rm` them and ingest them again"), result)
+    if other:
+        message = f"the model of {len(other)} of {len(whole)} documents has changed: {', '.join(other)}"
+        raise PartlyFailed(IdentityMismatch(message, "ask with --model, or ingest them again"), result)
+    if as_json:
+        print_json(result)
+
+
+def _compare_model(entry: Entry, settings: Settings) -> str:
+    """How the model on this machine differs from the one that read the document; "" where it does not."""
+    if entry.manifest is None:
+        return ""
+    theirs = {key: value for key, value in entry.manifest.model.items() if key not in ("name", "dtype")}
+    name = entry.manifest.model.get("name")
+    try:
+        ours = resolve(name, cache=settings.cache, offline=True).identity
+        check_identity(theirs, {key: value for key, value in ours.items() if key != "name"})
+    except IdentityMismatch as error:
+        return f"{_OTHER}: {error.message}"
+    except ActqkvError:
+        return f"not compared with its model: {name} is not on this machine"
+    return ""
 
 
 def _brief(entry: Entry) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A model for a command: found, fetched if need be, loaded."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actqkv_cli.commands.output import progress
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 def load(spec: str, dtype: str, settings: Settings, quiet: bool) -> "LoadedModel":
     """Raises what `resolve` and `load_model` raise."""
+    if spec != "default" and (path := Path(spec).expanduser()).exists():
+        spec = str(path.resolve())  # the store keeps it, and may be asked from another folder
     with progress("bytes", quiet) as report:
         files = resolve(spec, cache=settings.cache, offline=settings.offline, progress=report)
     from actqkv_cli.model.load import load_model

@@ -9,7 +9,17 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from actqkv_cli.errors import ActqkvError
+
 _PLAIN_EVERY = 10.0  # seconds between progress lines where stderr is no terminal
+
+
+class PartlyFailed(ActqkvError):
+    """A failure, with the result of what was done before it: with --json both go into one object."""
+
+    def __init__(self, error: ActqkvError, result: dict[str, Any]) -> None:
+        super().__init__(error.message, error.hint)
+        self.exit_code, self.kind, self.result = error.exit_code, error.kind, result
 
 
 def stderr() -> Console:

@@ -3,7 +3,6 @@
 Source: Wu et al. 2024, retrieval heads; the measure is ours: how often the planted block is among a head's five best.
 """
 
-import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Run, Session, open_session
 from actqkv_cli.model.prompt import encode_document, encode_question
@@ -28,27 +28,6 @@ from actqkv_cli.store.writer import DocumentWriter
 VERSION = 1  # of facts, filler and measure: a change finds the heads anew
 HEADS = 6  # kept; DESIGN section 4 measured 6 of 12 as good as all
 _BEST = 5  # a head has found a fact whose block is among its five best
-_SENTENCES = 320  # of filler, some 5,000 tokens
-
-FACTS = (
-    ("The night watchman of the salt store was called Ansel Birk.", "What was the night watchman's name?"),
-    ("Visitors must leave their umbrellas in the green chest.", "Where do visitors leave their umbrellas?"),
-    ("The comet was first seen from the orchard in 1743.", "In which year was the comet first seen?"),
-    ("Doctor Ilse Varga discovered that the moss glows.", "Who found out that the moss gives light?"),
-    ("The spare key hangs behind the portrait of the admiral.", "Where is the spare key kept?"),
-    ("A ticket for the cable car costs seventeen crowns.", "How much does a cable car ticket cost?"),
-    ("The emperor's favourite horse bore the name Thistle.", "What was the horse of the emperor called?"),
-    ("The bell was cast from copper and silver.", "Which metals was the bell made of?"),
-    ("Trout may be fished only from the northern bank.", "From where is it allowed to catch trout?"),
-    ("The archive closes its doors at half past four.", "When does the archive close?"),
-    ("Professor Hugo Lindqvist lost the map in Trieste.", "In which city was the map lost?"),
-    ("The tower has two hundred and eleven steps.", "How many steps lead up the tower?"),
-)
-
-_SUBJECTS = ["the old carter", "a neighbour", "the weaver's son", "the committee", "one of the clerks", "the gardener", "a travelling singer", "the second cook", "the surveyor", "her cousin", "the miller", "a young recruit", "the printer", "the innkeeper", "a quiet guest"]
-_VERBS = ["walked along", "spoke about", "swept", "remembered", "painted", "looked over", "complained of", "paid for", "drew", "measured", "wrote a letter about", "waited beside", "repaired", "argued over", "cleared"]
-_OBJECTS = ["the long road", "the wooden fence", "a row of poplars", "the market stalls", "the broken cart", "a field of barley", "the cold kitchen", "the lower meadow", "a pile of bricks", "the small bridge", "the empty barn", "the stone wall", "a basket of pears", "the narrow lane", "the wet hay"]
-_ENDS = ["before the rain came", "while the others slept", "as on every other day", "without saying much", "until it grew dark", "because there was time", "and went home again", "in the mild weather", "after a short rest", "for no particular reason", "with great patience", "as the custom was", "to pass the hours", "though nobody had asked", "and thought no more of it"]
 
 
 class Calibration(BaseModel):
@@ -57,26 +36,6 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     heads: list[RetrievalHead]
     density: list[float]
-
-
-def planted_document(seed: int = 0) -> tuple[str, list[tuple[int, int]]]:
-    """Filler with the facts spread evenly through it, and the range of characters of each fact."""
-    draw = random.Random(seed)
-    filler = []
-    for _ in range(_SENTENCES):
-        words = (draw.choice(part) for part in (_SUBJECTS, _VERBS, _OBJECTS, _ENDS))
-        sentence = " ".join(words)
-        filler.append(sentence[0].upper() + sentence[1:] + ".")
-    # The first and last sixteenth stay plain: they hold the sink and the local window.
-    margin, every = _SENTENCES // 8, (_SENTENCES - 2 * (_SENTENCES // 8)) // len(FACTS)
-    text, places = "", []
-    for number, sentence in enumerate(filler):
-        index, rest = divmod(number - margin, every)
-        if rest == 0 and 0 <= index < len(FACTS):
-            places.append((len(text), len(text) + len(FACTS[index][0])))
-            text += FACTS[index][0] + " "
-        text += sentence + " "
-    return text.rstrip(), places
 
 
 @dataclass
@@ -148,7 +107,9 @@ def calibrate(
     heads_per_layer = share.shape[1]
     heads = [divmod(int(i), heads_per_layer) for i in order[:HEADS]]
     return Calibration(
-        heads=[RetrievalHead(layer=l, head=h, score=round(float(share[l, h]), 4)) for l, h in heads],
+        heads=[
+            RetrievalHead(layer=layer, head=head, score=round(float(share[layer, head]), 4)) for layer, head in heads
+        ],
         density=[round(float(h), 6) for h in torch.stack(densities).mean(dim=0)],
     )
 

@@ -192,7 +192,7 @@ def _matches(entries: list[Entry], selector: str) -> list[Entry]:
 
 def _usable(entry: Entry) -> Entry:
     if entry.error:
-        raise StoreDamaged(entry.error, f"`actqkv remove {entry.id}`, then ingest the document again")
+        raise StoreDamaged(entry.error, f"`actqkv rm {entry.id}`, then ingest the document again")
     if entry.progress is not None:
         done, total = entry.progress.tokens_done, entry.progress.tokens
         raise NoSuchDocument(

@@ -236,7 +236,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     if not (folder / MANIFEST).exists():
         if not folder.is_dir():
-            raise NoSuchDocument(f"no document at {folder}", "`actqkv list` shows what there is")
+            raise NoSuchDocument(f"no document at {folder}", "`actqkv ls` shows what there is")
         if (folder / PROGRESS).exists():
             raise NoSuchDocument(
                 f"the ingest of {folder.name} is not finished",

@@ -66,9 +66,7 @@ def test_a_bad_page_costs_that_page(make_pdf: PdfMaker) -> None:
 
 
 @pytest.mark.parametrize("error", [RecursionError, KeyError, AssertionError, ZeroDivisionError])
-def test_whatever_a_page_raises(
-    error: type[Exception], make_pdf: PdfMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_a_page_raises(error: type[Exception], make_pdf: PdfMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     original = pypdf.PageObject.extract_text
 
     def extract(page: pypdf.PageObject) -> str:
@@ -125,9 +123,7 @@ def test_the_ending_promises_a_pdf(data: bytes, tmp_path: Path) -> None:
         read_document(path)
 
 
-def test_damage_anywhere_ends_in_pages_or_in_one_line(
-    make_pdf: PdfMaker, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_anywhere_ends_in_pages_or_in_one_line(make_pdf: PdfMaker, capfd: pytest.CaptureFixture[str]) -> None:
     whole = make_pdf("One", "Two", "Three")
     chance = random.Random(0)
     broken = [whole[: len(whole) * tenth // 10] for tenth in range(1, 10)]

@@ -56,9 +56,7 @@ def test_a_byte_order_mark_tells_the_encoding_and_is_dropped(data: bytes) -> Non
 def test_bytes_that_are_not_utf8_are_read_with_a_warning(data: bytes, text: str, encoding: str) -> None:
     document = read(data)
     assert document.text == text
-    assert document.warnings == (
-        f"notes: not UTF-8; read as {encoding}, so letters beyond ASCII may be wrong",
-    )
+    assert document.warnings == (f"notes: not UTF-8; read as {encoding}, so letters beyond ASCII may be wrong",)
 
 
 @pytest.mark.parametrize(

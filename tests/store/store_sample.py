@@ -1,12 +1,14 @@
 """A tiny document to store: 10 blocks of 4 tokens in segments of 4, the last block partly filled."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from actqkv_cli.errors import ActqkvError
 from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, Source
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
@@ -105,6 +107,17 @@ def make(dtype: str = "float32", seed: int = 0, document: str = "leuchtturm-0bad
         "empty": torch.zeros(0, 3),
     }
     return Sample(draft, blocks, representatives, TEXT, tokens, index)
+
+
+def outcome(call: Callable[[], object]) -> ActqkvError | None:
+    """The foreseen failure of `call`, of one line; None if it succeeds."""
+    try:
+        call()
+    except ActqkvError as error:
+        if "\n" in error.message + error.hint:
+            raise AssertionError("an error message of more than one line") from error
+        return error
+    return None
 
 
 def contents(folder: Path) -> dict[str, bytes]:
