@@ -185,6 +185,8 @@ def _settings(**flags: Any) -> Any:
 
 def main() -> None:
     """Run the command line; every foreseen failure is one line on stderr and a documented exit code."""
+    # On a busy machine threads that spin while they wait cost torch most of its speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt

@@ -1,5 +1,6 @@
 """actqkv ask: a question to a document in the library."""
 
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -44,7 +45,8 @@ def run(
     began: float,
 ) -> None:
     """Answer on stdout, sources on stderr after it (or everything as JSON). output: text, json or jsonl."""
-    question = sys.stdin.read() if question == "-" else question
+    raw = sys.stdin.buffer.read() if question == "-" else os.fsencode(question)
+    question = raw.decode(errors="replace")
     if not question.strip():
         raise UsageError("the question is empty")
     clock = _Clock(began)

@@ -1,5 +1,6 @@
 """One layer's attention over [sink | chosen blocks | local window | the tokens fed since]."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -139,8 +140,10 @@ class LayerAttention:
         else:
             self._far_positions = torch.zeros(tokens, dtype=torch.int64)
         if call.rotates and tokens:
-            positions = self._far_positions.to(keys.device)
-            keys = self._rotary.at(keys, positions[:1] if self._positions == "clamped" else positions)
+            if self._positions == "clamped":
+                keys = self._rotary(keys, range(1))
+            else:
+                keys = self._rotary.at(keys, self._far_positions.to(keys.device))
         self._far = (keys, values)
 
     def _near_base(self) -> int:
@@ -161,9 +164,7 @@ class LayerAttention:
     def _mask(self, window: int, base: int, call: Call, device: torch.device) -> Tensor | None:
         """True where a query may look: causal inside the window, within the sliding window where there is one."""
         if call.sliding_window is None:
-            if window == 1:
-                return None
-            return torch.ones((window, window), dtype=torch.bool, device=device).tril()
+            return None if window == 1 else _causal(window, device)
         near = torch.arange(base, base + self._near_count, device=device)
         query = near[-window:, None]
         far_distance = query - self._far_positions.to(device)
@@ -171,6 +172,11 @@ class LayerAttention:
             far_distance = torch.full_like(far_distance, self._layout.local)
         distance = torch.cat([far_distance, query - near], dim=1)
         return (distance >= 0) & (distance < call.sliding_window)
+
+
+@functools.lru_cache(maxsize=2)
+def _causal(window: int, device: torch.device) -> Tensor:
+    return torch.ones((window, window), dtype=torch.bool, device=device).tril()
 
 
 def _join(blocks: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ class Run:
             policy.begin("question")
             self.logits = self._forward(ids)
         mass = torch.stack([layer.document_mass(session.tokens) for layer in self._layers]).mean(dim=0)
+        mass /= session.resident.query_heads * len(ids)
         self.ranking = policy.ranking(block_sums(mass, session.layout.block_size).cpu())
         for layer in self._layers:
             layer.want_mass = False

@@ -118,6 +118,7 @@ class Rotary:
         self._apply = sys.modules[attention.__module__].apply_rotary_pos_emb
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._cos, self._sin = self._table(1024)
+        self._zero_is_identity = bool((self._cos[0] == 1).all() and (self._sin[0] == 0).all())
 
     @property
     def width(self) -> int:
@@ -131,6 +132,8 @@ class Rotary:
 
     def __call__(self, x: Tensor, positions: range) -> Tensor:
         """Rotate x `(heads, T, d)` at `positions`, T of them or one for all. Attention factors are included."""
+        if self._zero_is_identity and positions == range(1):
+            return x
         if positions.stop > len(self._cos):
             self._cos, self._sin = self._table(2 * positions.stop)
         return self._rotate(x, self._cos[positions.start : positions.stop], self._sin[positions.start : positions.stop])

@@ -6,6 +6,7 @@ from torch import Tensor
 
 MOST = 3  # passages
 _MOST_BLOCKS = 8  # taken from the head of the ranking to make them
+_LONGEST_WORD = 32  # characters: scripts without spaces are cut where the block ends
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,20 @@ def passages(
     ranking: `(N,)`, >= 0, a score per block; attended: the blocks that some layer attended to; char_start, page:
     int32 `(T,)`; first: the first token of the document itself (template before it).
     """
+
+    def characters(blocks: list[int]) -> tuple[int, int]:
+        start, end = max(first, blocks[0] * block_size), min(len(char_start), (blocks[-1] + 1) * block_size)
+        if start >= end:
+            return 0, 0
+        return int(char_start[start]), int(char_start[end]) if end < len(char_start) else len(text)
+
     total = float(ranking.sum()) or 1.0
     groups: list[list[int]] = []
     taken = 0
     for block in ranking.argsort(descending=True).tolist():
         if taken == _MOST_BLOCKS or float(ranking[block]) <= 0:
             break
-        if block not in attended:
+        if block not in attended or not text[slice(*characters([block]))].strip():
             continue
         near = [group for group in groups if group[0] - 1 <= block <= group[-1] + 1]
         if not near and len(groups) == MOST:
@@ -56,13 +64,8 @@ def passages(
         taken += 1
     found = []
     for group in groups:
-        start, end = max(first, group[0] * block_size), min(len(char_start), (group[-1] + 1) * block_size)
-        if start >= end:
-            continue
-        begin = int(char_start[start])
-        stop = int(char_start[end]) if end < len(char_start) else len(text)
-        begin, stop = _whole_words(text, begin, stop)
-        numbers = page[start:end].tolist()
+        numbers = page[max(first, group[0] * block_size) : (group[-1] + 1) * block_size].tolist()
+        begin, stop = _whole_words(text, *characters(group))
         found.append(
             Passage(
                 page=max(sorted(set(numbers)), key=numbers.count),
@@ -79,9 +82,10 @@ def passages(
 
 def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
     """The range widened to whole words, without white space around it."""
-    while 0 < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
+    least, most = max(0, start - _LONGEST_WORD), min(len(text), end + _LONGEST_WORD)
+    while least < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
         start -= 1
-    while 0 < end < len(text) and not text[end].isspace() and not text[end - 1].isspace():
+    while 0 < end < most and not text[end].isspace() and not text[end - 1].isspace():
         end += 1
     inner = text[start:end]
     start += len(inner) - len(inner.lstrip())

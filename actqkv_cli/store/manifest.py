@@ -172,8 +172,8 @@ class Draft(_Model):
             raise ValueError("the document is too large")
         if self.document_start > self.tokens:
             raise ValueError("document_start is beyond the last token")
-        if len(self.density) not in (0, self.geometry.layers):
-            raise ValueError("density must have one value per layer, or none")
+        if len(self.density) != (self.geometry.layers if self.retrieval_heads else 0):
+            raise ValueError("density must have one value per layer where there are retrieval heads, else none")
         if any(head.layer >= self.geometry.layers for head in self.retrieval_heads):
             raise ValueError("a retrieval head's layer is beyond the last layer")
         return self

@@ -4,6 +4,8 @@ Two passes, as in ACRE: a scout pass runs the question through the layers up to 
 one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policy import Step, Task, best
 from actqkv_kernels import budget_shares
 
+SCOUT_BLOCKS = 8  # of each layer on the way to the last head; 46 ranked no better, and are read for nothing
+NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
 
@@ -21,34 +25,48 @@ class Policy:
             raise UsageError("no retrieval heads are known of this model", "ask with --policy actqkv")
         self._task = task
         self.scout_layers = 1 + max(head.layer for head in task.resident.heads)
-        self._scout = actqkv.Policy(task)
+        self._scout = actqkv.Policy(replace(task, blocks=min(SCOUT_BLOCKS, task.blocks)))
         self._step: Step = "scout"
         blocks = -(-task.tokens // task.block_size)
         self._score = torch.zeros(blocks, device=task.resident.representatives.device)
-        self._blocks = [0] * len(task.resident.representatives)
+        self._chosen: list[Tensor] = []  # by layer
 
     def begin(self, step: Step) -> None:
         if step == "question":
-            self._share_budget()
+            self._score = with_neighbours(self._score, self._task.ranked_from // self._task.block_size)
+            self._chosen = [self._best(blocks) for blocks in self._shares()]
         self._step = step
 
-    def _share_budget(self) -> None:
-        """By h of the layers that the scout pass ran through; for those above, by their mean at calibration."""
+    def _shares(self) -> list[int]:
+        """Blocks of each layer, by h of those that the scout pass ran through; above, by h's mean at calibration."""
         densities = torch.tensor(self._task.resident.density)
         densities[: self.scout_layers] = self._scout.densities[: self.scout_layers]
-        self._blocks = budget_shares(densities, self._task.blocks, len(self._task.candidates)).tolist()
+        return budget_shares(densities, self._task.blocks, len(self._task.candidates)).tolist()
+
+    def _best(self, blocks: int) -> Tensor:
+        candidates = self._task.candidates
+        return best(self._score[candidates.start : candidates.stop], blocks, candidates.start)
 
     def select(self, layer: int, queries: Tensor) -> Tensor:
         if self._step == "scout":
             for head in self._task.resident.heads:
                 if head.layer == layer:
+                    # The root keeps one head that is very sure from outvoting the others.
                     self._score += head_mass(self._task, layer, head.head, queries).sqrt()
             return self._scout.select(layer, queries)
-        candidates = self._task.candidates
-        return best(self._score[candidates.start : candidates.stop], self._blocks[layer], candidates.start)
+        return self._chosen[layer]
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._score.cpu()
+
+
+def with_neighbours(score: Tensor, first: int) -> Tensor:
+    """Every block's score and a share of its neighbours'. score: `(N,)`; blocks before `first` stay unranked."""
+    beside = torch.zeros_like(score)
+    beside[1:] += score[:-1]
+    beside[:-1] += score[1:]
+    beside[:first] = 0
+    return score + NEIGHBOUR * beside
 
 
 def head_mass(task: Task, layer: int, head: int, queries: Tensor) -> Tensor:

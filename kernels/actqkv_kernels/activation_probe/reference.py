@@ -13,9 +13,9 @@ def activation_bias(queries: Tensor, epsilon: float = EPSILON) -> Tensor:
     (biased) variance over the window's tokens, a dimension at a time. With epsilon = 0 the biases sum to W.
     """
     queries = queries.float()
-    variance, mean = torch.var_mean(queries, dim=0, correction=0)
+    squares = (queries - queries.mean(dim=0)).square()
+    variance = squares.mean(dim=0)
     scale = variance + epsilon * variance.mean()
-    squares = (queries - mean).square()
     return torch.where(scale > 0, squares / scale, torch.zeros_like(squares)).mean(dim=1)
 
 
