@@ -143,6 +143,7 @@ def _any_state(settings: Settings, selector: str) -> Entry:
 def _confirmed(entry: Entry) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError("rm asks before it removes, and there is no terminal to ask on", "add --yes")
-    import typer
-
-    return typer.confirm(f"Remove {entry.name or entry.id} ({entry.id}, {entry.size / 1e6:,.1f} MB)?", err=True)
+    # Not typer's or input's prompt: they write a part of it to stdout.
+    sys.stderr.write(f"Remove {entry.name or entry.id} ({entry.id}, {entry.size / 1e6:,.1f} MB)? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

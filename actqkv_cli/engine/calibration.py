@@ -28,6 +28,16 @@ from actqkv_cli.store.writer import DocumentWriter
 VERSION = 1  # of facts, filler and measure: a change finds the heads anew
 HEADS = 6  # kept; DESIGN section 4 measured 6 of 12 as good as all
 _BEST = 5  # a head has found a fact whose block is among its five best
+READING = Reading(
+    window=512,
+    sink=64,
+    local=512,
+    budget=2048,
+    positions="clamped",  # inside the range of any model
+    prefill="windowed",
+    representative="mean",
+    score="dot",
+)
 
 
 class Calibration(BaseModel):
@@ -65,7 +75,6 @@ def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,
     geometry: Geometry,
-    reading: Reading,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Read the planted document, ask for each fact, keep the heads that find it most often."""
@@ -77,7 +86,7 @@ def calibrate(
         source=Source(name="calibration", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
         model={},
         geometry=geometry,
-        reading=reading,
+        reading=READING,
         tokens=tokens,
         document_start=encoded.start,
     )
@@ -86,7 +95,7 @@ def calibrate(
         folder = Path(scratch) / "calibration"
         with DocumentWriter.open(folder, draft) as writer:
             representatives = prefill(
-                model, encoded.ids, writer, geometry, reading, lambda position: progress(position, total)
+                model, encoded.ids, writer, geometry, READING, lambda position: progress(position, total)
             )
             tables = {"ids": encoded.ids, "char_start": encoded.char_start, "page": encoded.page}
             writer.commit(text, tables, {"representatives": representatives.cpu()})

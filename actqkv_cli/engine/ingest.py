@@ -81,7 +81,7 @@ def ingest(
     folder = home / ours
     if (folder / MANIFEST).exists():
         return Ingested(load_manifest(folder), unchanged=True, resumed_at=0, warnings=())
-    known = calibration_of(loaded, geometry, reading, cache, progress)
+    known = calibration_of(loaded, geometry, cache, progress)
     draft = Draft(
         id=ours,
         source=Source(
@@ -133,11 +133,9 @@ def _check_window(loaded: LoadedModel, reading: Reading, tokens: int) -> None:
         )
 
 
-def calibration_of(
-    loaded: LoadedModel, geometry: Geometry, reading: Reading, cache: Path, progress: Progress
-) -> Calibration:
+def calibration_of(loaded: LoadedModel, geometry: Geometry, cache: Path, progress: Progress) -> Calibration:
     """The model's retrieval heads, found at its first ingest and kept beside the models."""
-    key = {"version": VERSION, "model": decisive(model_identity(loaded)), "reading": reading.model_dump()}
+    key = {"version": VERSION, "model": decisive(model_identity(loaded))}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache / "calibration" / f"{digest[:32]}.json"
     try:
@@ -148,7 +146,6 @@ def calibration_of(
         loaded.model,
         loaded.tokenizer,
         geometry,
-        reading,
         lambda done, total: progress("calibrating", done, total),
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,13 @@ class Layout:
     def __post_init__(self) -> None:
         if self.sink % self.block_size or self.local % self.block_size:
             raise ValueError("sink and local must be multiples of the block size")
+        if self.budget < self.sink + self.local:
+            raise ValueError("the budget must cover sink and local window")
 
     @property
     def retrieved_blocks(self) -> int:
         """Blocks retrieved per layer: what the budget leaves beside sink and local window."""
-        return max(0, (self.budget - self.sink - self.local) // self.block_size)
+        return (self.budget - self.sink - self.local) // self.block_size
 
     def near_start(self, position: int) -> int:
         """The first block of the local window before `position`: at most `local` tokens, from a block's start."""

@@ -49,8 +49,11 @@ def prefill(
 ) -> Tensor:
     """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Memory does not grow with T.
 
-    Returns the representatives `(L, N, 1, Hkv, d)`. `progress` is told the position after each window.
+    Returns the representatives `(L, N, 1, Hkv, d)`. `progress` is told the position after each window. Raises
+    ValueError for a window that is not whole blocks, or of which a segment is not a multiple.
     """
+    if reading.window % geometry.block_size or geometry.segment_tokens % reading.window:
+        raise ValueError("a window must be whole blocks, and a segment whole windows")
     layout = Layout(geometry.block_size, reading.sink, reading.local, reading.budget)
     blocks = GrowingBlocks(writer, geometry, reading, len(ids), model.device)
     position = blocks.resume_at

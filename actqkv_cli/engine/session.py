@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from actqkv_cli.engine.blocks import BlockCache
 from actqkv_cli.engine.layer import LayerAttention
 from actqkv_cli.engine.layout import Layout
+from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
 from actqkv_cli.retrieval.policies import make_policy
@@ -27,15 +28,21 @@ def open_session(model: PreTrainedModel, reader: DocumentReader, budget: int | N
 
 
 def load_resident(reader: DocumentReader, model: PreTrainedModel) -> Resident:
-    """What of a document stays in memory, on the model's device."""
-    index = {name: tensor.to(model.device) for name, tensor in reader.index().items()}
-    return Resident(
+    """What of a document stays in memory, on the model's device. Raises StoreDamaged if it does not fit the model."""
+    manifest, index = reader.manifest, {name: tensor.to(model.device) for name, tensor in reader.index().items()}
+    resident = Resident(
         representatives=index["representatives"],
         query_heads=model.config.num_attention_heads,
-        heads=tuple(reader.manifest.retrieval_heads),
+        heads=tuple(manifest.retrieval_heads),
         head_keys=index.get("head_keys"),
-        density=tuple(reader.manifest.density),
+        density=tuple(manifest.density),
     )
+    if resident.heads:
+        expected = (len(resident.head_rows), manifest.tokens, manifest.geometry.head_dim)
+        found = None if resident.head_keys is None else tuple(resident.head_keys.shape)
+        if found != expected or any(head.head >= resident.query_heads for head in resident.heads):
+            raise StoreDamaged(f"{reader.folder}: the keys of the retrieval heads do not fit them or the model")
+    return resident
 
 
 class Session:
@@ -105,6 +112,7 @@ class Run:
             self.logits = self._forward(ids)
         mass = torch.stack([layer.document_mass(session.tokens) for layer in self._layers]).mean(dim=0)
         mass /= session.resident.query_heads * len(ids)
+        mass[: session.task(question).ranked_from] = 0  # every head looks at the sink, whatever is asked
         self.ranking = policy.ranking(block_sums(mass, session.layout.block_size).cpu())
         for layer in self._layers:
             layer.want_mass = False

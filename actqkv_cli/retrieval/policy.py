@@ -34,7 +34,12 @@ class Resident:
 
 def head_rows(heads: Sequence[RetrievalHead], query_heads: int, kv_heads: int) -> list[tuple[int, int]]:
     """The (layer, kv head) pairs whose keys the retrieval heads look at, in the order of the rows of `head_keys`."""
-    return sorted({(head.layer, head.head * kv_heads // query_heads) for head in heads})
+    return sorted({(head.layer, kv_head(head.head, query_heads, kv_heads)) for head in heads})
+
+
+def kv_head(head: int, query_heads: int, kv_heads: int) -> int:
+    """The kv head whose keys a query head looks at."""
+    return head * kv_heads // query_heads
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class DocumentWriter:
     def commit(self, text: str, tokens: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Manifest:
         """Completes the document. `text` must have source.characters characters.
 
-        `tokens`: ids, char_start (-1 for tokens that are not of the text) and page (-1 for none), int32 (T,)
+        `tokens`: ids, char_start and page (any for the template's tokens), int32 (T,)
         each. `index`: representatives (L, N, R, Hkv, d), and whatever else stays resident. Raises DiskFull,
         ValueError.
         """

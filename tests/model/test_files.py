@@ -211,9 +211,7 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert [path.name for path in store.parent.iterdir()] == ["digests.json"]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"bytes:%s": [1, "x"]}', b'{"bytes:%s": 3}']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"bytes:%s": [1, "x"]}', b'{"bytes:%s": 3}'])
 def test_a_damaged_digest_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     file, store = tmp_path / "file", tmp_path / "digests.json"
     file.write_bytes(b"one")
@@ -289,9 +287,7 @@ def test_a_hub_model_is_fetched_once(tmp_path: Path, hub: Hub, capfd: pytest.Cap
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_offline_a_hub_model_must_be_here(
-    tmp_path: Path, hub: Hub, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_a_hub_model_must_be_here(tmp_path: Path, hub: Hub, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.error = AssertionError("the network was used")
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -51,9 +51,7 @@ def model() -> Any:
     return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
-def write_gguf(
-    path: Path, model: Any, *, family: str = "llama", split: str = "smollm", scaled: bool = False
-) -> Path:
+def write_gguf(path: Path, model: Any, *, family: str = "llama", split: str = "smollm", scaled: bool = False) -> Path:
     writer = gguf.GGUFWriter(path, family)
     writer.add_block_count(LAYERS)
     writer.add_context_length(512)
@@ -100,29 +98,20 @@ def test_a_gguf_file_is_converted_once(
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')  # nothing beside the file matters
     (tmp_path / "tokenizer.json").write_text("{}")
     seen: list[tuple[str, int, int]] = []
-    files = resolve(
-        str(file), cache=tmp_path / "cache", offline=True, progress=lambda *event: seen.append(event)
-    )
+    files = resolve(str(file), cache=tmp_path / "cache", offline=True, progress=lambda *event: seen.append(event))
     size = file.stat().st_size
     assert ("convert", 0, size) in seen
     assert ("convert", size, size) in seen
     assert files.folder.parent == tmp_path / "cache" / "models"
     assert files.folder.name.startswith("tiny-")
-    assert sorted(path.name for path in files.folder.parent.iterdir() if path.suffix != ".lock") == [
-        files.folder.name
-    ]
+    assert sorted(path.name for path in files.folder.parent.iterdir() if path.suffix != ".lock") == [files.folder.name]
 
     loaded = load_model(files, dtype="bfloat16", device="cpu")
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
     ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(
-        loaded.model.float()(ids).logits, copy.deepcopy(model).float()(ids).logits, atol=1e-6
-    )
-    assert (
-        loaded.tokenizer.decode(loaded.tokenizer("the 12 naïve 你<|end|>").input_ids)
-        == "the 12 naïve 你<|end|>"
-    )
+    assert torch.allclose(loaded.model.float()(ids).logits, copy.deepcopy(model).float()(ids).logits, atol=1e-6)
+    assert loaded.tokenizer.decode(loaded.tokenizer("the 12 naïve 你<|end|>").input_ids) == "the 12 naïve 你<|end|>"
     assert (loaded.tokenizer.bos_token, loaded.tokenizer.eos_token) == (WORDS[0], "<|end|>")
     assert loaded.tokenizer.chat_template == "{{ messages[0].content }}"
     assert capfd.readouterr() == ("", "")

@@ -33,9 +33,7 @@ def tiny(tmp_path: Path) -> ModelFiles:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={sign: n for n, sign in enumerate(alphabet)}, merges=[]))
     digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -182,9 +180,7 @@ def test_an_unknown_device(device: str) -> None:
         ("cpu", False, "float32"),
     ],
 )
-def test_the_type_suits_the_device(
-    device: str, native: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_type_suits_the_device(device: str, native: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(load, "_cpu_has_bfloat16", lambda: native)
     assert choose_dtype("auto", torch.device(device)) == dtype
@@ -251,18 +247,12 @@ def test_the_default_model_speaks() -> None:
     assert tokenizer.decode(encoded.input_ids) == text
     assert pieces[:6] == ["In", " ", "1", "9", "8", "8"]
     assert pieces[-5:] == [" tokens", "\t", "4", "2", "nd"]
-    assert (
-        tokenizer("<|im_start|><|im_end|>").input_ids
-        == [tokenizer.bos_token_id, tokenizer.eos_token_id]
-        == [1, 2]
-    )
+    assert tokenizer("<|im_start|><|im_end|>").input_ids == [tokenizer.bos_token_id, tokenizer.eos_token_id] == [1, 2]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     ).to(loaded.device)
-    answer = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[
-        0, prompt.input_ids.shape[1] :
-    ]
+    answer = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt.input_ids.shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
-from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_cli.retrieval.policy import Step, Task, best, kv_head
 from actqkv_kernels import budget_shares
 
 SCOUT_BLOCKS = 8  # of each layer on the way to the last head; 46 ranked no better, and are read for nothing
@@ -73,8 +73,8 @@ def head_mass(task: Task, layer: int, head: int, queries: Tensor) -> Tensor:
     """Attention of one retrieval head from a question to every block. queries: `(H, W, d)`. Returns `(N,)` fp32."""
     resident = task.resident
     assert resident.head_keys is not None
-    kv_head = head * resident.representatives.shape[3] // resident.query_heads
-    keys = resident.head_keys[resident.head_rows.index((layer, kv_head))]
+    row = layer, kv_head(head, resident.query_heads, resident.representatives.shape[3])
+    keys = resident.head_keys[resident.head_rows.index(row)]
     return question_mass(queries[head : head + 1, task.own], keys[None], task)[0]
 
 

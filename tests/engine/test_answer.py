@@ -1,0 +1,167 @@
+"""Decoding: greedy and drawn, when it ends, and that text comes out whole."""
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from actqkv_cli.engine.answer import Answer, Sampling, decode
+
+STOP = "<|im_end|>"
+TEXT = "Größe 漢字 🎉🎉 — naïve, ẞ!"
+
+
+class Scripted:
+    """A run whose next token is always the next of a script, then the stop token."""
+
+    def __init__(self, script: list[int], stop: int) -> None:
+        self.script, self.stop, self.fed = script, stop, list[int]()
+
+    @property
+    def logits(self) -> Tensor:
+        rest = self.script[len(self.fed) :]
+        out = torch.zeros(tiny.VOCABULARY)
+        out[rest[0] if rest else self.stop] = 50
+        return out
+
+    def step(self, token: int) -> Tensor:
+        self.fed.append(token)
+        return self.logits
+
+
+class Loose:
+    """A run whose logits depend on all tokens so far, and leave much to chance."""
+
+    def __init__(self) -> None:
+        self.fed = list[int]()
+
+    @property
+    def logits(self) -> Tensor:
+        draw = torch.Generator().manual_seed(hash(tuple(self.fed)) % (1 << 31))
+        return torch.randn(400, generator=draw)
+
+    def step(self, token: int) -> Tensor:
+        self.fed.append(token)
+        return self.logits
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny.tokenizer(["no merges"], special=["<|im_start|>", STOP], size=1)
+
+
+def model(ends: int | list[int] | None = None) -> Any:
+    return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=ends))
+
+
+def heard(run: Any, tokenizer: Any, sampling: Sampling, ends: Any = None) -> tuple[Answer, list[str]]:
+    pieces: list[str] = []
+    return decode(run, model(ends), tokenizer, sampling, pieces.append), pieces
+
+
+def scripted(tokenizer: Any, text: str) -> Scripted:
+    return Scripted(tokenizer(text)["input_ids"], tokenizer.eos_token_id)
+
+
+def test_text_comes_out_as_it_is_and_ends_with_stop(tokenizer: Any) -> None:
+    run = scripted(tokenizer, TEXT)
+    answer, pieces = heard(run, tokenizer, Sampling())
+    assert answer == Answer(TEXT, len(TEXT.encode()), "stop")
+    assert "".join(pieces) == TEXT
+    assert run.fed == run.script  # every token but the last one was fed
+
+
+@pytest.mark.parametrize("length", range(1, len(TEXT.encode())))
+def test_characters_are_never_cut(tokenizer: Any, length: int) -> None:
+    """Here every byte is a token, and the answer may end in the middle of a character."""
+    answer, pieces = heard(scripted(tokenizer, TEXT), tokenizer, Sampling(max_tokens=length))
+    assert (answer.finish, answer.tokens) == ("length", length)
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert TEXT.startswith("".join(pieces))
+    assert answer.text == TEXT.encode()[:length].decode(errors="ignore").rstrip()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_that_are_no_text_do_no_harm(tokenizer: Any, seed: int) -> None:
+    draw = random.Random(seed)
+    script = [draw.randrange(2, 258) for _ in range(60)]
+    answer, pieces = heard(Scripted(script, tokenizer.eos_token_id), tokenizer, Sampling(max_tokens=100))
+    assert answer.tokens == 60
+    assert "".join(pieces).strip() == answer.text
+
+
+@pytest.mark.parametrize(
+    ("ends", "stops"), [(None, 1), (7, 7), ([8, 9], 9), ([8, 9], 1), (7, 1)], ids=str
+)  # 1 is the tokenizer's own end
+def test_any_stop_token_ends_the_answer(tokenizer: Any, ends: Any, stops: int) -> None:
+    script = [*tokenizer("yes")["input_ids"], stops, *tokenizer("no")["input_ids"]]
+    answer, _ = heard(Scripted(script, 1), tokenizer, Sampling(), ends)
+    assert answer == Answer("yes", 3, "stop")
+
+
+def test_max_tokens_ends_the_answer(tokenizer: Any) -> None:
+    run = scripted(tokenizer, "one two three")
+    answer, _ = heard(run, tokenizer, Sampling(max_tokens=7))
+    assert answer == Answer("one two", 7, "length")
+    assert len(run.fed) == 6  # nothing is computed that nobody asks for
+
+
+def test_an_empty_answer(tokenizer: Any) -> None:
+    assert heard(Scripted([], 1), tokenizer, Sampling()) == (Answer("", 0, "stop"), [])
+
+
+def test_white_space_around_an_answer_is_not_passed_on(tokenizer: Any) -> None:
+    answer, pieces = heard(scripted(tokenizer, " \n yes and no \n"), tokenizer, Sampling())
+    assert answer.text == "yes and no"
+    assert "".join(pieces).startswith("yes and no")
+
+
+def test_special_tokens_are_not_text(tokenizer: Any) -> None:
+    script = [*tokenizer("a")["input_ids"], 0, *tokenizer("b")["input_ids"]]
+    assert heard(Scripted(script, 1), tokenizer, Sampling())[0].text == "ab"
+
+
+def drawn(tokenizer: Any, **sampling: Any) -> list[int]:
+    run = Loose()
+    heard(run, tokenizer, Sampling(max_tokens=30, **sampling), ends=None)
+    return run.fed
+
+
+def test_greedy_takes_the_likeliest(tokenizer: Any) -> None:
+    run, expected = Loose(), []
+    while len(expected) < 29:
+        expected.append(int(run.logits.argmax()))
+        run.step(expected[-1])
+    assert drawn(tokenizer) == expected
+    assert drawn(tokenizer, top_p=1e-6, temperature=1.0, seed=3) == expected
+    assert drawn(tokenizer, temperature=1e-4, seed=4) == expected
+
+
+def test_a_seed_can_be_repeated(tokenizer: Any) -> None:
+    first = drawn(tokenizer, temperature=1.0, seed=1)
+    torch.manual_seed(99)  # someone else's draws do not matter
+    assert drawn(tokenizer, temperature=1.0, seed=1) == first
+    assert drawn(tokenizer, temperature=1.0, seed=2) != first
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.6), (0.5, 1.0), (2.0, 0.9)])
+def test_draws_follow_temperature_and_top_p(tokenizer: Any, temperature: float, top_p: float) -> None:
+    """Shares of 2,000 first tokens of three letters, against those that the definition gives."""
+    logits = torch.full((400,), -100.0)
+    letters = tokenizer("abc")["input_ids"]
+    logits[letters] = torch.tensor([0.5, 0.3, 0.2]).log()
+    run = SimpleNamespace(logits=logits)
+    count = dict.fromkeys("abc", 0)
+    for seed in range(2000):
+        count[heard(run, tokenizer, Sampling(temperature, top_p, seed, max_tokens=1))[0].text] += 1
+    p = torch.tensor([0.5, 0.3, 0.2]) ** (1 / temperature)
+    p /= p.sum()
+    p[p.cumsum(0) - p >= top_p] = 0
+    expected = p / p.sum()
+    for letter, share in zip("abc", expected.tolist(), strict=True):
+        assert count[letter] / 2000 == pytest.approx(share, abs=0.04)
+        assert share > 0 or count[letter] == 0

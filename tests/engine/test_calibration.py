@@ -1,0 +1,104 @@
+"""Retrieval heads are found from facts that are really where the measure looks for them."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from actqkv_cli.engine import calibration
+from actqkv_cli.engine.calibration import READING, Calibration, calibrate
+from actqkv_cli.engine.planted import FACTS, planted_document
+from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.store.manifest import Geometry
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUESTIONS = [question for _, question in FACTS]
+GEOMETRY = Geometry(layers=4, kv_heads=2, head_dim=16, block_size=32, segment_tokens=1024, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny.tokenizer(
+        [planted_document()[0], *QUESTIONS], CHAT, ["<|im_start|>", "<|im_end|>"], size=tiny.VOCABULARY
+    )
+
+
+def found(tokenizer: Any) -> Calibration:
+    return calibrate(tiny.model(), tokenizer, GEOMETRY)
+
+
+def test_finds_the_same_heads_every_time(tokenizer: Any) -> None:
+    first = found(tokenizer)
+    assert found(tokenizer) == first
+    assert len({(head.layer, head.head) for head in first.heads}) == 6
+    for head in first.heads:
+        assert 0 <= head.layer < 4
+        assert 0 <= head.head < 4
+        assert 0 <= head.score <= 1
+    assert len(first.density) == 4
+    assert all(0 <= density <= 1 for density in first.density)
+    assert Calibration.model_validate_json(first.model_dump_json()) == first
+
+
+def test_a_head_that_finds_every_fact_comes_first(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads are made to see: one finds all facts, one every other; where, the text itself tells."""
+    text, _ = planted_document()
+    encoded = encode_document(tokenizer, [(1, 0, text)])
+    calls = []
+
+    def seeing(queries: Tensor, keys: Tensor, task: Any) -> Tensor:
+        number, layer = divmod(len(calls), 4)
+        calls.append(queries.shape)
+        mass = torch.rand(4, -(-len(encoded.ids) // 32), generator=torch.Generator().manual_seed(len(calls)))
+        begin = text.index(FACTS[number][0]) + 20  # in the middle of the fact
+        token = int((encoded.char_start[encoded.start :] <= begin).sum()) - 1 + encoded.start
+        if layer == 2:
+            mass[1, token // 32] = 2
+        if layer == 0 and number % 2:
+            mass[3, token // 32] = 2
+        return mass / mass.sum(dim=1, keepdim=True)
+
+    monkeypatch.setattr(calibration, "question_mass", seeing)
+    best, second = found(tokenizer).heads[:2]
+    assert (best.layer, best.head, best.score) == (2, 1, 1.0)
+    assert (second.layer, second.head, second.score) == (0, 3, 0.5)
+    assert len(calls) == 4 * len(FACTS)
+
+
+def test_heads_are_scored_on_the_questions_own_tokens(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+
+    def noting(queries: Tensor, keys: Tensor, task: Any) -> Tensor:
+        lengths.append(queries.shape[1])
+        return torch.rand(4, 500, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(calibration, "question_mass", noting)
+    found(tokenizer)
+    own = [encode_question(tokenizer, question).own for question in QUESTIONS]
+    assert lengths[::4] == [part.stop - part.start for part in own]
+
+
+def test_every_fact_stands_where_places_say_and_can_be_retrieved(tokenizer: Any) -> None:
+    text, places = planted_document()
+    assert planted_document() == (text, places)
+    encoded = encode_document(tokenizer, [(1, 0, text)])
+    for (fact, question), (begin, end) in zip(FACTS, places, strict=True):
+        assert text[begin:end] == fact
+        assert text.count(fact) == 1
+        assert question not in text
+        following = torch.cat([encoded.char_start[1:], torch.tensor([len(text)])])
+        inside = ((following > begin) & (encoded.char_start < end)).nonzero().flatten()
+        inside = inside[inside >= encoded.start]
+        assert int(inside[0]) >= READING.sink + 32
+        assert int(inside[-1]) < len(encoded.ids) - READING.local - 32
+        assert tokenizer.decode(encoded.ids[inside]).strip() == fact
+    assert places == sorted(places)
+
+
+def test_another_seed_is_another_document() -> None:
+    assert planted_document(1)[0] != planted_document(0)[0]

@@ -1,0 +1,94 @@
+"""Where the attended keys stand: one layer against a dense computation that knows only distances."""
+
+import sys
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from actqkv_cli.engine.layer import LayerAttention, Positions
+from actqkv_cli.engine.layout import Layout
+from actqkv_cli.model.attention import Call, Rotary
+
+HEADS, KV_HEADS, DIM = 4, 2, 16
+POSITION = 157  # of the first query: within a block
+
+
+class Document:
+    """Un-rotated keys and values of a document, handed out by the block."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(3)
+        self.tokens = torch.randn(2, KV_HEADS, 200, DIM, generator=draw)
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        return self.tokens.unflatten(2, (-1, tiny.BLOCK))[:, :, ids].permute(2, 0, 1, 3, 4)
+
+
+def rotated(family: str, x: Tensor, positions: Tensor) -> Tensor:
+    """x `(heads, T, d)` turned by the model's own module and function."""
+    decoder = tiny.model(family).model
+    apply = sys.modules[type(decoder.layers[0].self_attn).__module__].apply_rotary_pos_emb
+    cos, sin = decoder.rotary_emb(x, positions[None])
+    result: Tensor = apply(x[None], x[None], cos, sin)[0][0]
+    return result
+
+
+def dense(family: str, query: Tensor, states: Tensor, distance: Tensor, seen: Tensor, rotates: bool) -> Tensor:
+    """Attention of `(H, W, d)` queries to `(2, Hkv, M, d)` states, each pair at a distance `(W, M)` of its own."""
+    keys, values = states.repeat_interleave(HEADS // KV_HEADS, dim=1)
+    if rotates:
+        keys = rotated(family, keys, torch.zeros(keys.shape[1], dtype=torch.int64))
+    rows = []
+    for token in range(query.shape[1]):
+        own = query[:, token : token + 1].expand(-1, keys.shape[1], -1)
+        own = rotated(family, own, distance[token].clamp(min=0)) if rotates else own
+        scores = (own * keys).sum(dim=-1).double() * DIM**-0.5
+        p = scores.masked_fill(~seen[token], float("-inf")).softmax(dim=-1)
+        rows.append((p[..., None] * values.double()).sum(dim=1))
+    return torch.stack(rows, dim=1).float()
+
+
+@pytest.mark.parametrize("family", ["llama", "yarn"])
+@pytest.mark.parametrize("positions", ["original", "compact", "clamped"])
+@pytest.mark.parametrize("sliding", [None, 20, 34, 40])
+@pytest.mark.parametrize("chosen", [[], [2, 3, 7], [1, 9, 10, 14]])
+@pytest.mark.parametrize("rotates", [True, False])
+def test_every_pair_stands_at_its_distance(
+    family: str, positions: Positions, sliding: int | None, chosen: list[int], rotates: bool
+) -> None:
+    document = Document()
+    layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, 1 << 20)
+    draw = torch.Generator().manual_seed(4)
+    layer = LayerAttention(
+        0, document, lambda layer, queries: torch.tensor(chosen).long(), Rotary(tiny.model(family)), layout, positions
+    )
+    layer.begin(POSITION, 2)  # less room than is needed
+    near_first = layout.near_start(POSITION) * tiny.BLOCK
+    fed = document.tokens[:, :, :0]
+    for window in (9, 1, 1):
+        query = torch.randn(HEADS, window, DIM, generator=draw)
+        key, value = torch.randn(2, KV_HEADS, window, DIM, generator=draw)
+        fed = torch.cat([fed, torch.stack([key, value])], dim=2)
+        ours = layer.attend(query, key, value, Call(DIM**-0.5, rotates, sliding))
+
+        far = torch.cat([torch.arange(i * tiny.BLOCK, (i + 1) * tiny.BLOCK) for i in [0, *chosen]])
+        near = torch.arange(near_first, POSITION + fed.shape[2])
+        states = torch.cat([document.tokens[:, :, far], document.tokens[:, :, near_first:POSITION], fed], dim=2)
+        true = torch.cat([far, near])
+        place = torch.arange(len(true)) if positions == "compact" else true
+        distance = place[-window:, None] - place
+        if positions == "clamped":
+            distance[:, : len(far)] = tiny.LOCAL
+        seen = (true[-window:, None] >= true) & (distance < (sliding or 1 << 30))
+        expected = dense(family, query, states, distance, seen, rotates)
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_rotation_depends_on_the_distance_alone() -> None:
+    """What the dense computation above takes for granted."""
+    rotary = Rotary(tiny.model("yarn"))
+    q, k = torch.randn(2, 1, 1, DIM, generator=torch.Generator().manual_seed(0))
+    products = [(rotary(q, range(s + 7, s + 8)) * rotary(k, range(s, s + 1))).sum() for s in (0, 50, 1500)]
+    torch.testing.assert_close(products[1:], [products[0]] * 2, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,276 @@
+"""Questions to a stored document: independent of one another, within the budget, at any size."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from actqkv_cli.engine import layer as layer_module
+from actqkv_cli.engine import session as session_module
+from actqkv_cli.engine.blocks import BlockCache
+from actqkv_cli.retrieval.policies import policy_names
+from actqkv_cli.store.reader import DocumentReader
+
+BUDGET = tiny.SINK + tiny.LOCAL + 5 * tiny.BLOCK  # 5 retrieved blocks for each layer
+
+
+def stored(folder: Path, tokens: int = 301, seed: int = 0, **how: Any) -> Path:
+    how = {"positions": "clamped", "budget": BUDGET, **how}
+    tiny.ingest(tiny.model(), tiny.tokens(tokens, seed), folder / "document", tiny.reading(**how), tiny.HEADS, 64)
+    return folder / "document"
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored(tmp_path_factory.mktemp("library"))
+
+
+@pytest.fixture(params=policy_names())
+def policy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def asked(folder: Path, policy: str, seed: int, length: int = 9, room: int | None = None) -> Tensor:
+    """Logits of one question alone, in a session of its own."""
+    with tiny.opened(tiny.model(), folder) as session:
+        return tiny.answer_logits(session, tiny.tokens(length, seed), policy, tiny.tokens(6, seed + 1), room)
+
+
+def test_questions_do_not_see_one_another(document: Path, policy: str) -> None:
+    alone = [asked(document, policy, seed) for seed in (10, 20)]
+    with tiny.opened(tiny.model(), document) as session:
+        for seed in (10, 20, 20, 10):
+            again = tiny.answer_logits(session, tiny.tokens(9, seed), policy, tiny.tokens(6, seed + 1))
+            assert torch.equal(again, alone[seed // 10 - 1])
+    assert not torch.equal(*alone)
+
+
+def test_runs_may_be_interleaved(document: Path) -> None:
+    """Two unfinished answers of one session: neither sees the other's tokens."""
+    alone = asked(document, "actqkv", 10)
+    with tiny.opened(tiny.model(), document) as session:
+        first = session.start(tiny.question(tiny.tokens(9, 10)), "actqkv", 6)
+        other = session.start(tiny.question(tiny.tokens(9, 20)), "actqkv", 6)
+        for expected, token in zip(alone[1:], tiny.tokens(6, 11).tolist(), strict=True):
+            other.step(token)
+            assert torch.equal(first.step(token), expected)
+
+
+def test_documents_do_not_see_one_another(tmp_path: Path, policy: str) -> None:
+    first, second = stored(tmp_path / "a"), stored(tmp_path / "b", seed=7)
+    alone = asked(first, policy, 10)
+    assert not torch.equal(asked(second, policy, 10), alone)
+    assert torch.equal(asked(first, policy, 10), alone)
+
+
+def test_a_document_does_not_depend_on_what_was_read_before(document: Path, tmp_path: Path) -> None:
+    stored(tmp_path / "between", seed=9)
+    again = stored(tmp_path / "again")
+    for path in document.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("tokens", [1, 5, tiny.BLOCK, tiny.BLOCK + 1, tiny.LOCAL, tiny.LOCAL + 1, 41, 48, 63])
+@pytest.mark.parametrize("positions", ["original", "clamped", "compact"])
+def test_short_documents_are_read_whole(tmp_path: Path, policy: str, tokens: int, positions: str) -> None:
+    """Up to sink and local window all is attended, whatever the policy: so it is what stock says."""
+    folder = stored(tmp_path, tokens, positions=positions)
+    ids = torch.cat([tiny.tokens(tokens), tiny.tokens(9, 10), tiny.tokens(6, 11)])
+    ours, stock = asked(folder, policy, 10), tiny.stock_logits(tiny.model(), ids, 7)
+    if tokens <= tiny.LOCAL or (positions != "clamped" and tokens <= tiny.SINK + tiny.LOCAL):
+        torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
+    assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [296, 301])
+def test_compact_equals_original_when_all_is_attended(tmp_path: Path, tokens: int) -> None:
+    first, second = (
+        asked(stored(tmp_path / how, tokens, positions=how, budget=1 << 20), "full", 10)
+        for how in ("original", "compact")
+    )
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+
+
+def test_clamped_is_another_view_of_the_same(tmp_path: Path) -> None:
+    first, second = (
+        asked(stored(tmp_path / how, positions=how, budget=1 << 20), "full", 10) for how in ("original", "clamped")
+    )
+    assert second.isfinite().all()
+    assert (first - second).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("length", [1, 33, 150])
+def test_a_question_of_any_length(tmp_path: Path, length: int) -> None:
+    folder = stored(tmp_path, positions="original", budget=1 << 20)
+    ids = torch.cat([tiny.tokens(301), tiny.tokens(length, 10), tiny.tokens(6, 11)])
+    ours = asked(folder, "full", 10, length)
+    torch.testing.assert_close(ours, tiny.stock_logits(tiny.model(), ids, 7), atol=1e-4, rtol=0)
+
+
+def test_an_answer_may_be_longer_than_its_room(document: Path, policy: str) -> None:
+    torch.testing.assert_close(asked(document, policy, 10, room=0), asked(document, policy, 10), atol=1e-5, rtol=0)
+
+
+def test_half_precision_stays_near(tmp_path: Path) -> None:
+    """The same weights in bfloat16: near to stock in bfloat16, not to the bit."""
+    model = tiny.model().bfloat16()
+    try:
+        ids = torch.cat([tiny.tokens(101), tiny.tokens(9, 10)])
+        tiny.ingest(model, ids[:101], tmp_path / "document", tiny.reading(representative="anchor"), tiny.HEADS)
+        with tiny.opened(model, tmp_path / "document") as session:
+            run = session.start(tiny.question(ids[101:]), "heads", 0)
+        stock = tiny.stock_logits(model, ids, 1)[0]
+        assert torch.nn.functional.cosine_similarity(run.logits, stock, dim=0) > 0.99
+    finally:
+        tiny.model.cache_clear()
+
+
+class Attended:
+    """Notes what block_attention is given: how many keys beside the window, and the far values themselves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.beside: list[int] = []
+        self.far_values: list[Tensor] = []
+        real = layer_module.block_attention
+
+        def noting(far_query: Tensor, near_query: Tensor, far: Any, near: Any, **options: Any) -> Any:
+            self.beside.append(far[0].shape[1] + near[0].shape[1] - near_query.shape[1])
+            self.far_values.append(far[1].clone())
+            return real(far_query, near_query, far, near, **options)
+
+        monkeypatch.setattr(layer_module, "block_attention", noting)
+
+
+@pytest.mark.parametrize("tokens", [40, 301, 304])
+@pytest.mark.parametrize("window", [8, 32, 64])
+def test_prefill_keeps_to_the_budget(tmp_path: Path, tokens: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    attended = Attended(monkeypatch)
+    stored(tmp_path, tokens, window=window)
+    positions = range(0, tokens, window)
+    assert len(attended.beside) == 4 * len(positions)
+    for position, beside in zip(positions, attended.beside[::4], strict=True):
+        assert beside <= min(BUDGET, position)
+        if position >= BUDGET:  # and it is used up, but for the blocks that do not fill the local window
+            assert beside > BUDGET - tiny.BLOCK
+
+
+@pytest.mark.parametrize("budget", [tiny.SINK + tiny.LOCAL, BUDGET, BUDGET + 7, 200])
+def test_asking_keeps_to_the_budget(document: Path, policy: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On average over the layers, and exactly: retrieval gives each layer's share to another at most."""
+    attended = Attended(monkeypatch)
+    with tiny.opened(tiny.model(), document, budget) as session:
+        task = session.task(tiny.question(tiny.tokens(9)))
+        run = session.start(tiny.question(tiny.tokens(9, 10)), policy, 8)
+        share = {"streaming": 0, "full": len(task.candidates)}.get(policy, task.blocks)
+        assert task.blocks == (budget - tiny.SINK - tiny.LOCAL) // tiny.BLOCK
+        for number, token in enumerate(tiny.tokens(8).tolist()):
+            assert sum(len(blocks) for blocks in run.blocks_of_layers) == 4 * share
+            for blocks in run.blocks_of_layers:
+                ids = blocks.tolist()
+                assert ids == sorted(set(ids))
+                assert set(ids) <= set(task.candidates)
+                assert share // 2 <= len(ids) <= max(2 * share, share)
+                assert set(ids) <= run.attended
+            fed_before = 9 + number - 1 if number else 0  # question and answer count beside the budget
+            assert policy == "full" or sum(attended.beside[-4:]) - 4 * fed_before <= 4 * budget
+            run.step(token)
+
+
+def test_actqkv_moves_the_budget_between_layers(document: Path) -> None:
+    """Otherwise the test above would show nothing about the dynamic cut-off."""
+    with tiny.opened(tiny.model(), document, BUDGET + 10 * tiny.BLOCK) as session:
+        run = session.start(tiny.question(tiny.tokens(9, 10)), "actqkv", 8)
+        run.step(3)
+        assert len({len(blocks) for blocks in run.blocks_of_layers}) > 1
+
+
+class Changing:
+    """A policy that takes another random choice of blocks, another number of them, at every call."""
+
+    scout_layers = 0
+
+    def __init__(self, candidates: range) -> None:
+        self.candidates = candidates
+        self.draw = torch.Generator().manual_seed(1)
+        self.selected: list[Tensor] = []
+
+    def begin(self, step: str) -> None:
+        pass
+
+    def select(self, layer: int, queries: Tensor) -> Tensor:
+        count = int(torch.randint(0, len(self.candidates) + 1, (1,), generator=self.draw))
+        order = torch.randperm(len(self.candidates), generator=self.draw)[:count]
+        self.selected.append(order.sort().values + self.candidates.start)
+        return self.selected[-1]
+
+    def ranking(self, mass: Tensor) -> Tensor:
+        return mass
+
+
+def test_what_is_selected_is_attended(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very values of the chosen blocks, from the store, when the choice changes at every step."""
+    attended = Attended(monkeypatch)
+    with DocumentReader(document) as reader, tiny.opened(tiny.model(), document) as session:
+        policy = Changing(session.layout.candidates(session.tokens))
+        monkeypatch.setattr(session_module, "make_policy", lambda name, task: policy)
+        run = session.start(tiny.question(tiny.tokens(9, 10)), "changing", 30)
+        for token in tiny.tokens(30).tolist():
+            run.step(token)
+        sink = torch.arange(tiny.SINK // tiny.BLOCK)
+        for call, (ids, values) in enumerate(zip(policy.selected, attended.far_values, strict=True)):
+            blocks = reader.read_blocks(call % 4, torch.cat([sink, ids]))[:, 1]
+            assert torch.equal(values, blocks.transpose(0, 1).flatten(1, 2))
+        assert len(policy.selected) == 4 * 31
+
+
+@pytest.fixture
+def blocks_read() -> list[int]:
+    return []
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 3, 7, 100])
+def test_the_cache_gives_what_the_store_has(capacity: int, blocks_read: list[int]) -> None:
+    content = torch.randn(2, 40, 2, 1, 4, 2, generator=torch.Generator().manual_seed(0))
+
+    def read(layer: int, ids: Tensor) -> Tensor:
+        assert ids.tolist() == sorted(set(ids.tolist()))
+        blocks_read.extend(ids.tolist())
+        return content[layer, ids]
+
+    cache = BlockCache(read, 2, capacity, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(2)
+    for step in range(300):
+        layer, count = step % 2, int(torch.randint(0, 11, (1,), generator=draw))
+        ids = torch.randperm(40, generator=draw)[:count].sort().values
+        assert torch.equal(cache.blocks(layer, ids), content[layer, ids])
+
+
+def test_the_cache_keeps_what_was_used_last(blocks_read: list[int]) -> None:
+    def read(layer: int, ids: Tensor) -> Tensor:
+        blocks_read.extend(ids.tolist())
+        return torch.zeros(len(ids), 2, 1, 4, 2)
+
+    cache = BlockCache(read, 1, 3, torch.device("cpu"))
+    for ids in ([1, 2, 3], [1, 2, 3], [1, 4], [1, 3], [2]):
+        cache.blocks(0, torch.tensor(ids))
+    assert blocks_read == [1, 2, 3, 4, 2]
+
+
+def test_a_failed_read_leaves_the_cache_sound() -> None:
+    content = torch.randn(9, 2, 1, 4, 2)
+    fails = iter([False, True, False, False])
+
+    def read(layer: int, ids: Tensor) -> Tensor:
+        if next(fails):
+            raise OSError("unplugged")
+        return content[ids]
+
+    cache = BlockCache(read, 1, 4, torch.device("cpu"))
+    cache.blocks(0, torch.tensor([1, 2]))
+    with pytest.raises(OSError, match="unplugged"):
+        cache.blocks(0, torch.tensor([2, 3]))
+    for ids in ([1, 2, 3], [5, 6]):
+        assert torch.equal(cache.blocks(0, torch.tensor(ids)), content[ids])

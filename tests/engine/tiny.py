@@ -1,0 +1,197 @@
+"""Tiny random models, a tiny tokenizer, and documents stored the real way: writer, prefill, commit, reader."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from actqkv_cli.engine.ingest import _head_keys
+from actqkv_cli.engine.prefill import prefill
+from actqkv_cli.engine.session import Session, open_session
+from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, Source
+from actqkv_cli.store.reader import DocumentReader
+from actqkv_cli.store.writer import DocumentWriter
+
+VOCABULARY = 1000
+BLOCK, SINK, LOCAL = 8, 8, 32
+HEADS = (RetrievalHead(layer=1, head=2, score=0.9), RetrievalHead(layer=0, head=1, score=0.5))
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 1024}
+LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**SMALL),
+    "llama3-rope": lambda: LlamaConfig(**SMALL, rope_parameters=LLAMA3),
+    "yarn": lambda: LlamaConfig(**SMALL, rope_parameters=YARN),
+    "linear": lambda: LlamaConfig(**SMALL, rope_parameters=LINEAR),
+    "mistral": lambda: MistralConfig(**SMALL, sliding_window=None),
+    "mistral-sliding": lambda: MistralConfig(**SMALL, sliding_window=60),
+    "qwen2": lambda: Qwen2Config(**SMALL),
+    "qwen2-sliding": lambda: Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=20, max_window_layers=2),
+    "qwen3": lambda: Qwen3Config(**SMALL),
+    "smollm3": lambda: SmolLM3Config(**SMALL, no_rope_layer_interval=2),
+}
+
+
+@cache
+def model(family: str = "llama") -> Any:
+    """A model with random weights, large enough that attention is far from uniform."""
+    torch.manual_seed(1)
+    made = AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation="sdpa")
+    for name, weight in made.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(weight, 1.0, 0.1)
+        else:
+            torch.nn.init.normal_(weight, 0.0, 0.2)
+    return made.eval().requires_grad_(False)
+
+
+def tokens(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def geometry(of: Any, segment_tokens: int = 32) -> Geometry:
+    config = of.config
+    return Geometry(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        block_size=BLOCK,
+        segment_tokens=segment_tokens,
+        dtype=str(of.dtype).removeprefix("torch."),
+    )
+
+
+def reading(**changes: Any) -> Reading:
+    settings = {
+        "window": 32,
+        "sink": SINK,
+        "local": LOCAL,
+        "budget": 1 << 20,
+        "positions": "original",
+        "prefill": "windowed",
+        "representative": "mean",
+        "score": "dot",
+    }
+    return Reading(**{**settings, **changes})
+
+
+def draft(
+    of: Any,
+    ids: Tensor,
+    name: str,
+    how: Reading,
+    heads: Sequence[RetrievalHead] = (),
+    segment_tokens: int = 32,
+) -> Draft:
+    return Draft(
+        id=name,
+        source=Source(name=name, sha256="0" * 64, page_count=1, characters=len(ids), extractor="none"),
+        model={},
+        geometry=geometry(of, segment_tokens),
+        reading=how,
+        tokens=len(ids),
+        document_start=0,
+        retrieval_heads=list(heads),
+        density=[0.5 + 0.1 * layer for layer in range(of.config.num_hidden_layers)] if heads else [],
+    )
+
+
+def ingest(
+    of: Any,
+    ids: Tensor,
+    folder: Path,
+    how: Reading,
+    heads: Sequence[RetrievalHead] = (),
+    segment_tokens: int = 32,
+    progress: Callable[[int], None] = lambda position: None,
+) -> Manifest:
+    """Read tokens into a document's folder, as `engine.ingest` does with a file; resumes as it does."""
+    plan = draft(of, ids, folder.name, how, heads, segment_tokens)
+    with DocumentWriter.open(folder, plan) as writer:
+        representatives = prefill(of, ids, writer, plan.geometry, how, progress)
+        loaded: Any = SimpleNamespace(model=of)
+        index = {"representatives": representatives.cpu(), **_head_keys(writer, plan, loaded)}
+        places = torch.arange(len(ids), dtype=torch.int32)
+        tables = {"ids": ids.int(), "char_start": places, "page": torch.ones_like(places)}
+        return writer.commit("x" * len(ids), tables, index)
+
+
+@contextmanager
+def opened(of: Any, folder: Path, budget: int | None = None) -> Iterator[Session]:
+    with DocumentReader(folder) as reader, open_session(of, reader, budget) as session:
+        yield session
+
+
+def question(ids: Tensor, own: slice | None = None) -> EncodedQuestion:
+    return EncodedQuestion(ids, slice(0, len(ids)) if own is None else own)
+
+
+def answer_logits(session: Session, asked: Tensor, policy: str, answer: Tensor, room: int | None = None) -> Tensor:
+    """Logits `(1 + A, V)`: after the question, and after each token of a given answer."""
+    run = session.start(question(asked), policy, len(answer) if room is None else room)
+    return torch.stack([run.logits, *(run.step(int(token)) for token in answer)])
+
+
+def stock_logits(of: Any, ids: Tensor, count: int) -> Tensor:
+    """Logits `(count, V)` at the last positions, by transformers alone."""
+    with torch.inference_mode():
+        return of(ids[None], use_cache=False).logits[0, -count:].float()
+
+
+def tokenizer(
+    corpus: Sequence[str], template: str | None = None, special: Sequence[str] = (), size: int = 400
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, trained on the spot. The special tokens come first; the first one is bos, the last eos."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    ends = {"bos_token": special[0], "eos_token": special[-1]} if special else {}
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=1 << 40, **ends
+    )
+    made.chat_template = template
+    return made
