@@ -177,6 +177,48 @@ def verify(
     library.verify(doc, _settings(home=home), as_json)
 
 
+bench = typer.Typer(help="Measure, each figure beside what it is compared with.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("quality")
+def bench_quality(
+    questions: Annotated[Path, typer.Argument(help="JSON lines: document, question, answers, pages.")],
+    doc: Annotated[str, typer.Option("--doc", help="The ingested document that they are about.")],
+    policies: Annotated[str, typer.Option(help="Comma-separated.")] = "heads,actqkv",
+    budgets: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = "2048",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    device: Device = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """How often each policy finds the right page and the answer, beside BM25 over the same blocks."""
+    from actqkv_cli.commands import bench as command
+
+    try:
+        sizes = [int(size) for size in budgets.split(",")]
+    except ValueError:
+        raise UsageError(f"budgets must be numbers, not {budgets!r}") from None
+    command.quality(questions, doc, policies.split(","), sizes, limit, _settings(device=device, home=home), as_json)
+
+
+@bench.command("ingest")
+def bench_ingest(
+    path: Annotated[Path, typer.Argument(help="A document.")],
+    rounds: Annotated[int, typer.Option(help="How often both sides are run.", min=1)] = 3,
+    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens. [default: 2048]")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of reading, beside the stock model's over the same windows without history."""
+    from actqkv_cli.commands import bench as command
+
+    settings = _settings(model=model, budget=budget, device=device, dtype=dtype)
+    command.ingest(path, rounds, settings, as_json)
+
+
 def _settings(**flags: Any) -> Any:
     from actqkv_cli.config import load_settings
 

@@ -57,10 +57,10 @@ def run(
 
         from actqkv_cli.commands.models import load
         from actqkv_cli.engine.answer import Sampling, decode
-        from actqkv_cli.engine.ingest import decisive, model_identity
+        from actqkv_cli.engine.ingest import model_identity
         from actqkv_cli.engine.session import open_session
         from actqkv_cli.model.prompt import encode_question
-        from actqkv_cli.store.manifest import check_identity
+        from actqkv_cli.store.manifest import check_identity, decisive
         from actqkv_cli.store.reader import DocumentReader
 
         clock.lap("import")

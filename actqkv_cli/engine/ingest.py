@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from actqkv_cli.model.prompt import EncodedDocument, encode_document
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.files import write_atomic
 from actqkv_cli.store.library import document_id, writing
-from actqkv_cli.store.manifest import MANIFEST, Draft, Geometry, Manifest, Reading, Source, load_manifest
+from actqkv_cli.store.manifest import MANIFEST, Draft, Geometry, Manifest, Reading, Source, decisive, load_manifest
 from actqkv_cli.store.writer import DocumentWriter
 
 Progress = Callable[[str, int, int], None]
@@ -52,11 +52,6 @@ def model_identity(loaded: LoadedModel) -> dict[str, str]:
     return {**loaded.files.identity, "dtype": loaded.dtype}
 
 
-def decisive(identity: Mapping[str, str]) -> dict[str, str]:
-    """The part of an identity that must be equal: all but the name."""
-    return {field: value for field, value in identity.items() if field != "name"}
-
-
 def ingest(
     document: Document,
     loaded: LoadedModel,
@@ -70,7 +65,7 @@ def ingest(
 
     Raises UsageError when the settings do not fit document and model, and whatever the store raises.
     """
-    encoded = encode_document(loaded.tokenizer, _pages(document))
+    encoded = encode(document, loaded)
     _check_window(loaded, reading, len(encoded.ids))
     geometry, identity = geometry_of(loaded), model_identity(loaded)
     ours = document_id(
@@ -115,13 +110,13 @@ def ingest(
     return Ingested(manifest, unchanged=False, resumed_at=resumed_at, warnings=tuple(writer.warnings))
 
 
-def _pages(document: Document) -> list[tuple[int, int, str]]:
-    """Pages as the tokenizer takes them: together they cover the text, separators included."""
+def encode(document: Document, loaded: LoadedModel) -> EncodedDocument:
+    """The stored part of the prompt. The pages together cover the text, separators included."""
     pages = []
     for index, (page, start) in enumerate(zip(document.pages, document.page_starts, strict=True)):
         before = PAGE_SEPARATOR if index else ""
         pages.append((page.number, start - len(before), before + page.text))
-    return pages
+    return encode_document(loaded.tokenizer, pages)
 
 
 def _check_window(loaded: LoadedModel, reading: Reading, tokens: int) -> None:

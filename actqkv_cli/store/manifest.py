@@ -250,6 +250,11 @@ def load_progress(folder: Path) -> Progress:
     return _load(folder / PROGRESS, Progress)
 
 
+def decisive(identity: Mapping[str, str]) -> dict[str, str]:
+    """The part of a model's identity that must be equal: all but the name."""
+    return {field: value for field, value in identity.items() if field != "name"}
+
+
 def check_identity(manifest_model: Mapping[str, str], current: Mapping[str, str]) -> None:
     """Raises IdentityMismatch, naming the first field (name before all) in which the models differ."""
     for field in sorted({*manifest_model, *current}, key=lambda field: (field != "name", field)):

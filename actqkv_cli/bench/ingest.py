@@ -1,0 +1,83 @@
+"""How fast a document is read, beside the same model's stock forward over the same windows without any history."""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.engine.calibration import READING
+from actqkv_cli.engine.ingest import geometry_of
+from actqkv_cli.engine.prefill import prefill
+from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.store.manifest import Draft, Reading, Source
+from actqkv_cli.store.writer import DocumentWriter
+
+
+def measure(loaded: LoadedModel, ids: Tensor, budget: int, rounds: int) -> dict[str, Any]:
+    """Tokens per second of both, in turn, `rounds` times; the ratio's median, least and most; peak memory in bytes."""
+    reading = READING.model_copy(update={"budget": budget})
+    _stock(loaded, ids[: reading.window * 2], reading)  # warm up
+    pairs = []
+    for _ in range(rounds):
+        stock = len(ids) / _stock(loaded, ids, reading)
+        ours = len(ids) / _ours(loaded, ids, reading)
+        pairs.append((ours, stock))
+    ratios = sorted(ours / stock for ours, stock in pairs)
+    return {
+        "tokens": len(ids),
+        "window": reading.window,
+        "budget": budget,
+        "tokens_per_second": [round(ours, 1) for ours, _ in pairs],
+        "stock_tokens_per_second": [round(stock, 1) for _, stock in pairs],
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "peak_host_bytes": _peak_bytes(),
+        "threads": torch.get_num_threads(),
+        "device": str(loaded.device),
+        "dtype": loaded.dtype,
+        "torch": torch.__version__,
+    }
+
+
+def _stock(loaded: LoadedModel, ids: Tensor, reading: Reading) -> float:
+    """Seconds of the unmodified decoder over the windows, each on its own, no logits."""
+    ids = ids.to(loaded.device, torch.int64)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for start in range(0, len(ids), reading.window):
+            loaded.model.model(input_ids=ids[None, start : start + reading.window], use_cache=True)
+    _synchronize(loaded)
+    return time.perf_counter() - began
+
+
+def _ours(loaded: LoadedModel, ids: Tensor, reading: Reading) -> float:
+    """Seconds of the prefill that `ingest` does, segments on disk included."""
+    geometry = geometry_of(loaded)
+    source = Source(name="bench", sha256="0" * 64, page_count=1, characters=0, extractor="none")
+    draft = Draft(
+        id="bench", source=source, model={}, geometry=geometry, reading=reading, tokens=len(ids), document_start=0
+    )
+    with tempfile.TemporaryDirectory(prefix="actqkv-") as scratch:
+        began = time.perf_counter()
+        with DocumentWriter.open(Path(scratch) / "bench", draft) as writer:
+            prefill(loaded.model, ids, writer, geometry, reading)
+        _synchronize(loaded)
+        return time.perf_counter() - began
+
+
+def _peak_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _synchronize(loaded: LoadedModel) -> None:
+    if loaded.device.type == "cuda":
+        torch.cuda.synchronize(loaded.device)
