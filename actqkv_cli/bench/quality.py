@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def lexical(reader: DocumentReader, questions: Sequence[Question]) -> list[Outco
     first, blocks = reader.manifest.document_start, reader.manifest.block_count
     borders = [starts[max(first, block * size)] for block in range(blocks)] + [len(text)]
     index = bm25s.BM25()
-    corpus = [text[begin:end] for begin, end in zip(borders[:-1], borders[1:], strict=True)]
+    corpus = [text[begin:end] for begin, end in pairwise(borders)]
     index.index(bm25s.tokenize(corpus, show_progress=False), show_progress=False)
     outcomes = []
     for question in questions:
