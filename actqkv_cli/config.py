@@ -14,6 +14,7 @@ from pydantic_settings import (
 
 from actqkv_cli.errors import UsageError
 
+BUDGET = 2048  # tokens attended per layer while a document is read, unless a setting says otherwise
 CONFIG_FILE = platformdirs.user_config_path("actqkv") / "config.toml"
 
 
@@ -29,7 +30,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offline: bool = False
     disk_limit: int | None = Field(default=None, ge=1)  # bytes of the whole library
-    budget: int = Field(default=2048, ge=576, le=1 << 20)  # tokens
+    budget: int | None = Field(default=None, ge=576, le=1 << 20)  # tokens
     positions: Literal["clamped", "compact", "original"] = "clamped"
     prefill: Literal["windowed", "full"] = "windowed"
     representative: Literal["mean", "anchor"] = "mean"

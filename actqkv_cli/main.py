@@ -102,7 +102,10 @@ def ask(
         str | None, typer.Option(help="Retrieval: heads, actqkv, streaming (none) or full. [default: heads]")
     ] = None,
     budget: Annotated[
-        int | None, typer.Option(help="Tokens attended per layer beside the question. [default: 2048]")
+        int | None,
+        typer.Option(
+            help="Tokens attended per layer beside the question. [default: 960 with heads, else as at ingest]"
+        ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")] = None,

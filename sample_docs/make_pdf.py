@@ -8,7 +8,7 @@ the script stops with an error if the text of a page does not fit on it.
 """
 
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fpdf import FPDF
@@ -23,7 +23,7 @@ def pages(text):
 
 def make_pdf(source, target):
     pdf = FPDF(format="A4", unit="mm")
-    pdf.set_creation_date(datetime(2024, 1, 1, tzinfo=timezone.utc))
+    pdf.set_creation_date(datetime(2024, 1, 1, tzinfo=UTC))
     pdf.set_title("The Port Ellary Harbour Handbook")
     pdf.set_margins(25, 22, 25)
     # An overflow must be an error, never a silent extra page.
@@ -41,9 +41,7 @@ def make_pdf(source, target):
                 pdf.multi_cell(0, 5, block, align="L", new_x="LMARGIN", new_y="NEXT")
                 pdf.ln(2.2)
         if pdf.get_y() > bottom:
-            raise SystemExit(
-                f"page {number} ({blocks[0]!r}) overflows by {pdf.get_y() - bottom:.1f} mm"
-            )
+            raise SystemExit(f"page {number} ({blocks[0]!r}) overflows by {pdf.get_y() - bottom:.1f} mm")
     pdf.output(str(target))
     return pdf.pages_count
 

@@ -60,6 +60,7 @@ def run(
         from actqkv_cli.engine.ingest import model_identity
         from actqkv_cli.engine.session import open_session
         from actqkv_cli.model.prompt import encode_question
+        from actqkv_cli.retrieval.policies import usual_budget
         from actqkv_cli.store.manifest import check_identity, decisive
         from actqkv_cli.store.reader import DocumentReader
 
@@ -70,7 +71,8 @@ def run(
             loaded = load(spec, manifest.geometry.dtype, settings, quiet)
             check_identity(decisive(manifest.model), decisive(model_identity(loaded)))
             clock.lap("load")
-            with open_session(loaded.model, reader, settings.budget) as session:
+            budget = settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size)
+            with open_session(loaded.model, reader, budget) as session:
                 clock.lap("index")
                 encoded = encode_question(loaded.tokenizer, question.strip())
                 started = session.start(encoded, settings.policy, room=settings.max_tokens)
@@ -91,7 +93,7 @@ def run(
                 "document": manifest.id,
                 "model": manifest.model,
                 "policy": settings.policy,
-                "budget": settings.budget,
+                "budget": budget,
                 "seed": settings.seed,
                 "usage": {
                     "document_tokens": manifest.tokens,

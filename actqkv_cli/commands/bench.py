@@ -6,7 +6,7 @@ from typing import Any
 
 from actqkv_cli.commands.models import load
 from actqkv_cli.commands.output import print_json, progress
-from actqkv_cli.config import Settings, load_settings
+from actqkv_cli.config import BUDGET, Settings, load_settings
 from actqkv_cli.documents import read_document
 from actqkv_cli.errors import UsageError
 from actqkv_cli.store.library import find
@@ -61,7 +61,7 @@ def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
 
     document = read_document(path)
     loaded = load(settings.model, settings.dtype, settings, quiet=as_json)
-    result = measure(loaded, encode(document, loaded).ids, settings.budget, rounds)
+    result = measure(loaded, encode(document, loaded).ids, settings.budget or BUDGET, rounds)
     if as_json:
         print_json(result)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.commands.output import PartlyFailed, note, print_json, progress
-from actqkv_cli.config import Settings
+from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
 
@@ -38,7 +38,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
                 window=512,
                 sink=64,
                 local=512,
-                budget=settings.budget,
+                budget=settings.budget or BUDGET,
                 positions=settings.positions,
                 prefill=settings.prefill,
                 representative=settings.representative,

@@ -71,11 +71,11 @@ def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> No
 
 
 def verify(selector: str | None, settings: Settings, as_json: bool) -> None:
-    from actqkv_cli.store.verify import verify_document
-
     entries = list_entries(settings.home) if selector is None else [_any_state(settings, selector)]
     if selector is not None and entries[0].state == "unfinished":
         find(settings.home, entries[0].id)  # raises what says so
+    from actqkv_cli.store.verify import verify_document  # torch
+
     whole = [entry for entry in entries if entry.state != "unfinished"]
     problems: dict[str, list[str]] = {}
     models: dict[str, str] = {}

@@ -22,7 +22,10 @@ from actqkv_cli.store.reader import DocumentReader
 
 @contextmanager
 def open_session(model: PreTrainedModel, reader: DocumentReader, budget: int | None = None) -> Iterator["Session"]:
-    """Put our attention on the model and a document's resident part into memory. budget: tokens per layer."""
+    """Put our attention on the model and a document's resident part into memory.
+
+    budget: tokens per layer beside the question; None: as many as the document was read with.
+    """
     with actqkv_attention(model) as rotary:
         yield Session(model, rotary, reader, budget)
 

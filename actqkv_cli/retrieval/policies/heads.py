@@ -14,6 +14,7 @@ from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policy import Step, Task, best, kv_head
 from actqkv_kernels import budget_shares
 
+BLOCKS = 12  # of each layer on average, unless a budget is given; more of them distract a small model
 SCOUT_BLOCKS = 8  # of each layer on the way to the last head; 46 ranked no better, and are read for nothing
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
