@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offline: bool = False
-    disk_limit: int | None = Field(default=None, ge=1)  # bytes of the whole library
+    disk_limit: ByteSize | None = None  # of the whole library
     budget: int | None = Field(default=None, ge=576, le=1 << 20)  # tokens
     positions: Literal["clamped", "compact", "original"] = "clamped"
     prefill: Literal["windowed", "full"] = "windowed"

@@ -78,7 +78,9 @@ def ingest(
     ] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
-    disk_limit: Annotated[int | None, typer.Option(help="Bytes that the library may take. [default: none]")] = None,
+    disk_limit: Annotated[
+        str | None, typer.Option(help="What the library may take: 20GB, or bytes. [default: no limit]")
+    ] = None,
     offline: Offline = None,
     home: Home = None,
     quiet: Quiet = False,
@@ -260,10 +262,13 @@ def main() -> None:
         _fail(_foreseen(error))
 
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
 def _foreseen(error: Exception) -> ActqkvError:
     """Running out of memory or disk can happen anywhere; all else is a fault of ours."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
         return OutOfMemory("out of memory", "use a smaller --budget, a smaller model, or --device cpu")
     if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
         return DiskFull(f"no space left on the disk: {error.filename or ''}", "make room and run the command again")

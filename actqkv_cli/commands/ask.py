@@ -55,7 +55,7 @@ def run(
         import torch  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
-        from actqkv_cli.commands.models import load
+        from actqkv_cli.commands.models import load, locate
         from actqkv_cli.engine.answer import Sampling, decode
         from actqkv_cli.engine.ingest import model_identity
         from actqkv_cli.engine.session import open_session
@@ -67,11 +67,11 @@ def run(
         clock.lap("import")
         with DocumentReader(entry.folder) as reader:
             manifest = reader.manifest
+            budget = settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size)
             spec = manifest.model["name"] if settings.model == "default" else settings.model
-            loaded = load(spec, manifest.geometry.dtype, settings, quiet)
+            loaded = load(locate(spec, settings, quiet), manifest.geometry.dtype, settings)
             check_identity(decisive(manifest.model), decisive(model_identity(loaded)))
             clock.lap("load")
-            budget = settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size)
             with open_session(loaded.model, reader, budget) as session:
                 clock.lap("index")
                 encoded = encode_question(loaded.tokenizer, question.strip())
@@ -160,7 +160,7 @@ def _show(result: dict[str, Any], name: str, sources: "list[Passage]") -> None:
     note("\nSources:" if sources else "\nNo sources: nothing of the document was ranked.")
     for number, source in enumerate(sources, 1):
         text = " ".join(source.text.split())
-        note(f"  {number}. {name}, page {source.page} ({source.score:.0%})  “{text}”")
+        note(f"  {number}. {name}, page {source.page} ({source.score:.1%})  “{text}”")
     times = result["timings"]
     read = sum(result["usage"]["bytes_read"].values())
     note(

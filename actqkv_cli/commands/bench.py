@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands.models import load
+from actqkv_cli.commands.models import load, locate
 from actqkv_cli.commands.output import print_json, progress
 from actqkv_cli.config import BUDGET, Settings, load_settings
 from actqkv_cli.documents import read_document
@@ -36,7 +36,7 @@ def quality(
         raise UsageError(f"{path} has no questions on {entry.name}")
     with reading(settings.home, entry.id), DocumentReader(entry.folder) as reader:
         manifest = reader.manifest
-        loaded = load(manifest.model["name"], manifest.geometry.dtype, settings, quiet=as_json)
+        loaded = load(locate(manifest.model["name"], settings, quiet=as_json), manifest.geometry.dtype, settings)
         check_identity(decisive(manifest.model), decisive(model_identity(loaded)))
         rows = [summary(LEXICAL, None, lexical(reader, questions))]
         with progress("questions", quiet=as_json) as report:
@@ -60,8 +60,8 @@ def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
     from actqkv_cli.engine.ingest import encode
 
     document = read_document(path)
-    loaded = load(settings.model, settings.dtype, settings, quiet=as_json)
-    result = measure(loaded, encode(document, loaded).ids, settings.budget or BUDGET, rounds)
+    loaded = load(locate(settings.model, settings, quiet=as_json), settings.dtype, settings)
+    result = measure(loaded, encode(document, loaded.tokenizer).ids, settings.budget or BUDGET, rounds)
     if as_json:
         print_json(result)
     else:

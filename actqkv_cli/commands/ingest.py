@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from actqkv_cli.commands.models import load, locate
 from actqkv_cli.commands.output import PartlyFailed, note, print_json, progress
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
+from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.store.library import list_entries
+from actqkv_cli.store.manifest import Manifest, Reading, decisive
 
 
 def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool) -> None:
@@ -22,49 +26,29 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
     failures: list[DocumentError] = []
     documents = _documents(files, name, failures, only=len(files) <= 1)
     results: list[dict[str, Any]] = []
-    loaded = None
+    reading, files_of_model, loaded = _reading(settings), None, None
     with progress("tokens", quiet) as report:
         for document in documents:
             for warning in document.warnings:
                 note(f"warning: {warning}")
-            if loaded is None:
-                from actqkv_cli.commands.models import load
-
-                loaded = load(settings.model, settings.dtype, settings, quiet)
-            from actqkv_cli.engine.ingest import ingest
-            from actqkv_cli.store.manifest import Reading
-
-            reading = Reading(
-                window=512,
-                sink=64,
-                local=512,
-                budget=settings.budget or BUDGET,
-                positions=settings.positions,
-                prefill=settings.prefill,
-                representative=settings.representative,
-                score="dot",
-            )
             began = time.monotonic()
+            files_of_model = files_of_model or locate(settings.model, settings, quiet)
+            known = _known(document, files_of_model, reading, settings)
+            if known is not None:
+                results.append(_row(known, document, True, 0, began))
+                if not quiet:
+                    note(_summary(results[-1]))
+                continue
+            loaded = loaded or load(files_of_model, settings.dtype, settings)
+            from actqkv_cli.engine.ingest import ingest
+
             try:
                 done = ingest(document, loaded, settings.home, settings.cache, reading, settings.disk_limit, report)
             except ActqkvError as error:
                 raise PartlyFailed(error, _result(results, failures)) from error
             for warning in done.warnings:
                 note(f"warning: {warning}")
-            manifest = done.manifest
-            size = sum(segment.bytes for segment in manifest.segments) + manifest.index.bytes
-            results.append(
-                {
-                    "id": manifest.id,
-                    "name": document.name,
-                    "pages": document.page_count,
-                    "tokens": manifest.tokens,
-                    "bytes": size,
-                    "unchanged": done.unchanged,
-                    "resumed_at": done.resumed_at,
-                    "seconds": round(time.monotonic() - began, 3),
-                }
-            )
+            results.append(_row(done.manifest, document, done.unchanged, done.resumed_at, began))
             if not quiet:
                 note(_summary(results[-1]))
     if failures:
@@ -72,6 +56,47 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
         raise PartlyFailed(failures[0] if len(failures) == 1 else many, _result(results, failures))
     if as_json:
         print_json(_result(results, failures))
+
+
+def _reading(settings: Settings) -> Reading:
+    return Reading(
+        window=512,
+        sink=64,
+        local=512,
+        budget=settings.budget or BUDGET,
+        positions=settings.positions,
+        prefill=settings.prefill,
+        representative=settings.representative,
+        score="dot",
+    )
+
+
+def _known(document: Document, files: ModelFiles, reading: Reading, settings: Settings) -> Manifest | None:
+    """The document as it is in the library already, read by this model in this way; found without loading the model."""
+    for entry in list_entries(settings.home):
+        manifest = entry.manifest
+        if (
+            manifest is not None
+            and (manifest.source.name, manifest.source.sha256) == (document.name, document.sha256)
+            and manifest.reading == reading
+            and settings.dtype in ("auto", manifest.model["dtype"])
+            and decisive(manifest.model) == {**decisive(files.identity), "dtype": manifest.model["dtype"]}
+        ):
+            return manifest
+    return None
+
+
+def _row(manifest: Manifest, document: Document, unchanged: bool, resumed_at: int, began: float) -> dict[str, Any]:
+    return {
+        "id": manifest.id,
+        "name": document.name,
+        "pages": document.page_count,
+        "tokens": manifest.tokens,
+        "bytes": sum(segment.bytes for segment in manifest.segments) + manifest.index.bytes,
+        "unchanged": unchanged,
+        "resumed_at": resumed_at,
+        "seconds": round(time.monotonic() - began, 3),
+    }
 
 
 def _documents(files: list[Path], name: str | None, failures: list[DocumentError], only: bool) -> Iterator[Document]:

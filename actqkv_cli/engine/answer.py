@@ -1,5 +1,6 @@
 """Decoding an answer, a token at a time."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from actqkv_cli.engine.session import Run
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could move a terminal's cursor, or worse
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def decode(run: Run, model: Any, tokenizer: Any, sampling: Sampling, on_text: Ca
             finish = "stop"
             break
         count += 1
-        piece = stream.step(tokenizer.backend_tokenizer, token) or ""
+        piece = _CONTROL.sub("", stream.step(tokenizer.backend_tokenizer, token) or "")
         piece = piece if pieces else piece.lstrip()
         if piece:
             pieces.append(piece)

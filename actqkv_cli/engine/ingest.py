@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -65,7 +66,7 @@ def ingest(
 
     Raises UsageError when the settings do not fit document and model, and whatever the store raises.
     """
-    encoded = encode(document, loaded)
+    encoded = encode(document, loaded.tokenizer)
     _check_window(loaded, reading, len(encoded.ids))
     geometry, identity = geometry_of(loaded), model_identity(loaded)
     ours = document_id(
@@ -110,13 +111,13 @@ def ingest(
     return Ingested(manifest, unchanged=False, resumed_at=resumed_at, warnings=tuple(writer.warnings))
 
 
-def encode(document: Document, loaded: LoadedModel) -> EncodedDocument:
+def encode(document: Document, tokenizer: Any) -> EncodedDocument:
     """The stored part of the prompt. The pages together cover the text, separators included."""
     pages = []
     for index, (page, start) in enumerate(zip(document.pages, document.page_starts, strict=True)):
         before = PAGE_SEPARATOR if index else ""
         pages.append((page.number, start - len(before), before + page.text))
-    return encode_document(loaded.tokenizer, pages)
+    return encode_document(tokenizer, pages)
 
 
 def _check_window(loaded: LoadedModel, reading: Reading, tokens: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from actqkv_cli.errors import ActqkvError, NoSuchDocument, StoreDamaged, UsageError
+from actqkv_cli.errors import ActqkvError, IdentityMismatch, NoSuchDocument, StoreDamaged, UsageError
 from actqkv_cli.store.files import damaged, sync_folder, tree_bytes
 from actqkv_cli.store.jsonfile import canonical
 from actqkv_cli.store.locks import reading, writing
@@ -47,6 +47,7 @@ class Entry:
     manifest: Manifest | None
     progress: Progress | None
     error: str
+    failure: ActqkvError | None  # behind `error`
     size: int
     modified: float
 
@@ -137,7 +138,7 @@ def library_bytes(home: Path) -> int:
 def _entry(folder: Path) -> Entry | None:
     """What a folder holds; None if it is no document's, or is gone by now."""
     record: Progress | None = None
-    error, place = "", folder
+    broken, place = None, folder
     try:
         if (folder / MANIFEST).exists():
             place = folder / MANIFEST
@@ -152,7 +153,7 @@ def _entry(folder: Path) -> Entry | None:
         if record.id != folder.name:
             raise damaged(place, f"belongs to document {record.id}: the folder was renamed or copied")
     except ActqkvError as failure:
-        record, error = None, failure.message
+        record, broken = None, failure
     try:
         modified = place.stat().st_mtime
     except OSError:
@@ -162,7 +163,8 @@ def _entry(folder: Path) -> Entry | None:
         folder=folder,
         manifest=record if isinstance(record, Manifest) else None,
         progress=None if isinstance(record, Manifest) else record,
-        error=error,
+        error=broken.message if broken else "",
+        failure=broken,
         size=tree_bytes(folder),
         modified=modified,
     )
@@ -191,6 +193,8 @@ def _matches(entries: list[Entry], selector: str) -> list[Entry]:
 
 
 def _usable(entry: Entry) -> Entry:
+    if isinstance(entry.failure, IdentityMismatch):
+        raise entry.failure
     if entry.error:
         raise StoreDamaged(entry.error, f"`actqkv rm {entry.id}`, then ingest the document again")
     if entry.progress is not None:

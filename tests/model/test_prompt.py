@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from actqkv_cli.documents import Document, Page
-from actqkv_cli.engine.ingest import _pages
+from actqkv_cli.engine.ingest import encode
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.prompt import encode_document, encode_question, template
 
@@ -119,7 +119,7 @@ def document(texts: list[str]) -> Document:
 
 def check_places(tokenizer: Any, book: Document) -> None:
     """Every token begins where it says, and on the page that it says; tokens cover the text without a gap."""
-    encoded = encode_document(tokenizer, _pages(book))
+    encoded = encode(book, tokenizer)
     assert tokenizer.decode(encoded.ids[encoded.start :]) == book.text
     assert len(encoded.char_start) == len(encoded.page) == len(encoded.ids)
     starts, pages = encoded.char_start[encoded.start :].tolist(), encoded.page[encoded.start :].tolist()
