@@ -26,7 +26,7 @@ def difference(family: str, folder: Path, policy: str, window: int = 32, prefill
     document, asked, answer = ids.split([DOCUMENT, QUESTION, ANSWER])
     how = tiny.reading(window=window, prefill=prefill)
     if not folder.exists():
-        tiny.ingest(model, document, folder, how, tiny.HEADS)
+        tiny.ingest(model, document, folder, how, tiny.HEADS, segment_tokens=max(32, window))
     with tiny.opened(model, folder) as session:
         ours = tiny.answer_logits(session, asked, policy, answer)
     stock = tiny.stock_logits(model, ids, ANSWER + 1)

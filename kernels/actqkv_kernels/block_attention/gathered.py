@@ -45,7 +45,8 @@ def block_attention(
         torch.bmm(near_rows[part], near[0][part].mT, out=scores[..., far_keys:])
         if hidden is not None:
             scores.view(-1, group, window, keys)[..., keys - hidden.shape[1] :] += hidden
-        p = torch.softmax(scores, dim=-1, out=scores)
+        in_place = scores if scores.device.type == "cpu" else None  # other devices do not promise that it works
+        p = torch.softmax(scores, dim=-1, out=in_place)
         if window < 16:  # a decode step: two small products beat copying all values together
             torch.bmm(p[..., far_keys:], near[1][part], out=out[part])
             if far_keys:
