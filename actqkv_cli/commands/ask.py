@@ -160,7 +160,7 @@ def _show(result: dict[str, Any], name: str, sources: "list[Passage]") -> None:
     note("\nSources:" if sources else "\nNo sources: nothing of the document was ranked.")
     for number, source in enumerate(sources, 1):
         text = " ".join(source.text.split())
-        note(f"  {number}. {name}, page {source.page} ({source.score:.1%})  “{text}”")
+        note(f"  {number}. {name}, page {source.page} ({source.score:.0%})  “{text}”")
     times = result["timings"]
     read = sum(result["usage"]["bytes_read"].values())
     note(

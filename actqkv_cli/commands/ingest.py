@@ -1,7 +1,6 @@
 """actqkv ingest: documents into the library."""
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,10 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
         for document in documents:
             for warning in document.warnings:
                 note(f"warning: {warning}")
-            began = time.monotonic()
             files_of_model = files_of_model or locate(settings.model, settings, quiet)
             known = _known(document, files_of_model, reading, settings)
             if known is not None:
-                results.append(_row(known, document, True, 0, began))
+                results.append(_row(known, document, unchanged=True))
                 if not quiet:
                     note(_summary(results[-1]))
                 continue
@@ -48,7 +46,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
                 raise PartlyFailed(error, _result(results, failures)) from error
             for warning in done.warnings:
                 note(f"warning: {warning}")
-            results.append(_row(done.manifest, document, done.unchanged, done.resumed_at, began))
+            results.append(_row(done.manifest, document, False, done.resumed_at, done.seconds))
             if not quiet:
                 note(_summary(results[-1]))
     if failures:
@@ -86,7 +84,9 @@ def _known(document: Document, files: ModelFiles, reading: Reading, settings: Se
     return None
 
 
-def _row(manifest: Manifest, document: Document, unchanged: bool, resumed_at: int, began: float) -> dict[str, Any]:
+def _row(
+    manifest: Manifest, document: Document, unchanged: bool, resumed_at: int = 0, seconds: float = 0.0
+) -> dict[str, Any]:
     return {
         "id": manifest.id,
         "name": document.name,
@@ -95,7 +95,7 @@ def _row(manifest: Manifest, document: Document, unchanged: bool, resumed_at: in
         "bytes": sum(segment.bytes for segment in manifest.segments) + manifest.index.bytes,
         "unchanged": unchanged,
         "resumed_at": resumed_at,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": round(seconds, 3),
     }
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from actqkv_cli.model.prompt import EncodedDocument, encode_document
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.files import write_atomic
 from actqkv_cli.store.library import document_id, writing
-from actqkv_cli.store.manifest import MANIFEST, Draft, Geometry, Manifest, Reading, Source, decisive, load_manifest
+from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, Source, decisive
 from actqkv_cli.store.writer import DocumentWriter
 
 Progress = Callable[[str, int, int], None]
@@ -29,11 +30,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Ingested:
-    """What an ingest did. resumed_at: tokens that an earlier, interrupted run had read; unchanged: nothing was done."""
+    """What an ingest did. resumed_at: tokens that an interrupted run had read before; seconds: of reading the rest."""
 
     manifest: Manifest
-    unchanged: bool
     resumed_at: int
+    seconds: float
     warnings: tuple[str, ...]
 
 
@@ -62,7 +63,7 @@ def ingest(
     disk_limit: int | None,
     progress: Progress,
 ) -> Ingested:
-    """Read a document into the library at `home`, or resume, or find that it is there already.
+    """Read a document into the library at `home`, or resume an interrupted ingest of it.
 
     Raises UsageError when the settings do not fit document and model, and whatever the store raises.
     """
@@ -75,8 +76,6 @@ def ingest(
         {"model": decisive(identity), "geometry": geometry.model_dump(), "reading": reading.model_dump()},
     )
     folder = home / ours
-    if (folder / MANIFEST).exists():
-        return Ingested(load_manifest(folder), unchanged=True, resumed_at=0, warnings=())
     known = calibration_of(loaded, geometry, cache, progress)
     draft = Draft(
         id=ours,
@@ -98,6 +97,7 @@ def ingest(
     )
     with writing(home, ours), DocumentWriter.open(folder, draft, disk_limit) as writer:
         resumed_at = min(len(encoded.ids), sum(s.blocks for s in writer.segments) * geometry.block_size)
+        began = time.monotonic()
         representatives = prefill(
             loaded.model,
             encoded.ids,
@@ -108,7 +108,7 @@ def ingest(
         )
         index = {"representatives": representatives.cpu(), **_head_keys(writer, draft, loaded)}
         manifest = writer.commit(document.text, _tables(encoded), index)
-    return Ingested(manifest, unchanged=False, resumed_at=resumed_at, warnings=tuple(writer.warnings))
+    return Ingested(manifest, resumed_at, time.monotonic() - began, tuple(writer.warnings))
 
 
 def encode(document: Document, tokenizer: Any) -> EncodedDocument:

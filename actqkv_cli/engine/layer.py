@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
-from actqkv_kernels import block_attention
+from actqkv_kernels import Workspace, block_attention
 
 Positions = Literal["clamped", "compact", "original"]
 
@@ -37,6 +37,7 @@ class LayerAttention:
         rotary: Rotary,
         layout: Layout,
         positions: Positions,
+        workspace: Workspace,
     ) -> None:
         self._layer = layer
         self._source = source
@@ -44,6 +45,7 @@ class LayerAttention:
         self._rotary = rotary
         self._layout = layout
         self._positions = positions
+        self._workspace = workspace
         self.want_mass = False
         self.mass: Tensor | None = None  # (Hkv, F + N), attention that keys received in the last call, if wanted
 
@@ -110,6 +112,7 @@ class LayerAttention:
             scaling=call.scaling,
             mask=self._mask(window, base, call, query.device),
             want_mass=self.want_mass,
+            workspace=self._workspace,
         )
         self.mass = result.mass
         return result.out

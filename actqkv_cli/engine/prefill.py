@@ -13,6 +13,7 @@ from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
+from actqkv_kernels import Workspace
 
 
 class _ReadingLayer:
@@ -59,11 +60,12 @@ def prefill(
     position = blocks.resume_at
     progress(position)
     select = _selection(reading, layout, blocks, lambda: position)
+    workspace = Workspace()
     with actqkv_attention(model) as rotary, torch.inference_mode():
         layers = [
             _ReadingLayer(
                 layer,
-                LayerAttention(layer, blocks, select, rotary, layout, reading.positions),
+                LayerAttention(layer, blocks, select, rotary, layout, reading.positions, workspace),
                 blocks,
                 reading.representative == "anchor",
             )

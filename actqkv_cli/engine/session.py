@@ -18,6 +18,7 @@ from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.retrieval.policies.heads import block_sums
 from actqkv_cli.retrieval.policy import Resident, RetrievalPolicy, Task
 from actqkv_cli.store.reader import DocumentReader
+from actqkv_kernels import Workspace
 
 
 @contextmanager
@@ -60,6 +61,7 @@ class Session:
         self.layout = Layout(geometry.block_size, reading.sink, reading.local, self.budget)
         self.resident = load_resident(reader, model)
         self._reading = reading
+        self._workspace = Workspace()
         self._rotary = rotary
         per_layer = self.layout.retrieved_blocks * 2 + (reading.sink + reading.local) // geometry.block_size
         self.source = BlockCache(reader.read_blocks, geometry.layers, per_layer, model.device)
@@ -81,8 +83,9 @@ class Session:
         return Run(self, make_policy(policy, self.task(question)), question, room)
 
     def layers(self, policy: RetrievalPolicy) -> list[LayerAttention]:
+        positions, space = self._reading.positions, self._workspace
         return [
-            LayerAttention(layer, self.source, policy.select, self._rotary, self.layout, self._reading.positions)
+            LayerAttention(layer, self.source, policy.select, self._rotary, self.layout, positions, space)
             for layer in range(len(self.resident.representatives))
         ]
 

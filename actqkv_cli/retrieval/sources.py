@@ -11,8 +11,9 @@ _LONGEST_WORD = 32  # characters: scripts without spaces are cut where the block
 
 @dataclass(frozen=True)
 class Passage:
-    """A run of neighbouring blocks. page: where most of it stands; pages: all that it touches; score: its share
-    of the ranking, in [0, 1]; start, end: characters of the document's text; blocks: first and last."""
+    """A run of neighbouring blocks. page: where most of it stands; pages: all that it touches; score: that of its best
+    block, as a share of the best of all, in [0, 1]; start, end: characters of the document's text; blocks: first and
+    last."""
 
     page: int
     pages: tuple[int, ...]
@@ -44,7 +45,7 @@ def passages(
             return 0, 0
         return int(char_start[start]), int(char_start[end]) if end < len(char_start) else len(text)
 
-    total = float(ranking.sum()) or 1.0
+    best = float(ranking.max()) or 1.0
     groups: list[list[int]] = []
     taken = 0
     for block in ranking.argsort(descending=True).tolist():
@@ -70,7 +71,7 @@ def passages(
             Passage(
                 page=max(sorted(set(numbers)), key=numbers.count),
                 pages=tuple(sorted(set(numbers))),
-                score=round(float(ranking[group].sum()) / total, 4),
+                score=round(float(ranking[group].max()) / best, 4),
                 start=begin,
                 end=stop,
                 text=text[begin:stop],

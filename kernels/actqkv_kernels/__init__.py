@@ -5,12 +5,13 @@ the definition. Importing this package imports neither triton nor transformers.
 """
 
 from actqkv_kernels.activation_probe import activation_probe
-from actqkv_kernels.block_attention import block_attention
+from actqkv_kernels.block_attention import Workspace, block_attention
 from actqkv_kernels.block_scores import block_scores, density
 from actqkv_kernels.budget_shares import budget_shares
 from actqkv_kernels.representatives import anchor_representatives, mean_representatives
 
 __all__ = [
+    "Workspace",
     "activation_probe",
     "anchor_representatives",
     "block_attention",

@@ -10,6 +10,7 @@ from torch import Tensor
 from actqkv_cli.engine.layer import LayerAttention, Positions
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
+from actqkv_kernels import Workspace
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 POSITION = 157  # of the first query: within a block
@@ -61,9 +62,12 @@ def test_every_pair_stands_at_its_distance(
     document = Document()
     layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, 1 << 20)
     draw = torch.Generator().manual_seed(4)
-    layer = LayerAttention(
-        0, document, lambda layer, queries: torch.tensor(chosen).long(), Rotary(tiny.model(family)), layout, positions
-    )
+    rotary = Rotary(tiny.model(family))
+
+    def select(layer: int, queries: Tensor) -> Tensor:
+        return torch.tensor(chosen).long()
+
+    layer = LayerAttention(0, document, select, rotary, layout, positions, Workspace())
     layer.begin(POSITION, 2)  # less room than is needed
     near_first = layout.near_start(POSITION) * tiny.BLOCK
     fed = document.tokens[:, :, :0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from actqkv_kernels import block_attention
-from actqkv_kernels.block_attention import gathered
+from actqkv_kernels.block_attention import Workspace, gathered
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -147,3 +147,14 @@ def test_what_does_not_fit_is_refused() -> None:
     case.near = (case.near[0][:, :, :8], case.near[1])
     with pytest.raises(ValueError, match="do not fit"):
         case.run("auto")
+
+
+def test_what_a_workspace_held_before_does_not_matter() -> None:
+    draw, workspace = torch.Generator().manual_seed(5), Workspace()
+    for window, far, near in ((9, 40, 17), (3, 0, 5), (12, 64, 30)):
+        query = torch.randn(4, window, 16, generator=draw)
+        sides = [tuple(torch.randn(2, 2, tokens, 16, generator=draw)) for tokens in (far, near)]
+        expected = block_attention(query, query, *sides, scaling=0.25)
+        workspace.take((5000,), torch.float32, query.device).fill_(float("nan"))
+        found = block_attention(query, query, *sides, scaling=0.25, workspace=workspace)
+        assert torch.equal(found.out, expected.out)

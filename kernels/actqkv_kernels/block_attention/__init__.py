@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actqkv_kernels.block_attention import gathered, reference
+from actqkv_kernels.block_attention.workspace import Workspace
 
-__all__ = ["AttentionOutput", "block_attention"]
+__all__ = ["AttentionOutput", "Workspace", "block_attention"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ def block_attention(
     scaling: float,
     mask: Tensor | None = None,
     want_mass: bool = False,
+    workspace: Workspace | None = None,
     backend: str = "auto",
 ) -> AttentionOutput:
     """One joint softmax over far and near keys, each side seen by queries rotated for it (DESIGN section 3).
 
     far_query, near_query: `(H, W, d)`, the same queries rotated twice; far, near: (keys, values) of `(Hkv, F, d)`
     and `(Hkv, N, d)`, keys rotated; mask: bool `(W, C)`, True where a query may see one of the last C of the
-    F + N keys (the others are seen by all). mass is summed over a kv head's queries.
-    backend: `reference` (the formula), `gathered` (few passes over reused memory); `auto` takes the latter.
+    F + N keys (the others are seen by all). mass is summed over a kv head's queries. workspace: memory for the
+    scores, kept from call to call. backend: `reference` (the formula), `gathered` (few passes over reused memory);
+    `auto` takes the latter.
     """
     heads, _, dim = near_query.shape
     for keys, values in (far, near):
@@ -43,5 +46,9 @@ def block_attention(
             )
     if backend not in ("auto", "reference", "gathered"):
         raise ValueError(f"backend must be auto, reference or gathered, got {backend!r}")
-    attend = reference.block_attention if backend == "reference" else gathered.block_attention
-    return AttentionOutput(*attend(far_query, near_query, far, near, scaling, mask, want_mass))
+    if backend == "reference":
+        return AttentionOutput(*reference.block_attention(far_query, near_query, far, near, scaling, mask, want_mass))
+    workspace = workspace or Workspace()
+    return AttentionOutput(
+        *gathered.block_attention(far_query, near_query, far, near, scaling, mask, want_mass, workspace)
+    )

@@ -6,6 +6,8 @@ of torch's fused attention, whose cost is not the products but the exponentials.
 import torch
 from torch import Tensor
 
+from actqkv_kernels.block_attention.workspace import Workspace
+
 _SCORE_BYTES = 256 << 20  # scores held at a time; heads are taken in turn where a window needs more
 
 
@@ -17,6 +19,7 @@ def block_attention(
     scaling: float,
     mask: Tensor | None,
     want_mass: bool,
+    workspace: Workspace,
 ) -> tuple[Tensor, Tensor | None]:
     heads, window, dim = near_query.shape
     kv_heads, far_keys = far[0].shape[:2]
@@ -36,7 +39,7 @@ def block_attention(
     mass = torch.empty((kv_heads, keys), device=near_query.device) if want_mass else None
     row_bytes = group * window * keys * near_query.element_size()
     step = max(1, min(kv_heads, _SCORE_BYTES // max(row_bytes, 1)))
-    buffer = torch.empty((step, group * window, keys), dtype=near_query.dtype, device=near_query.device)
+    buffer = workspace.take((step, group * window, keys), near_query.dtype, near_query.device)
     for first in range(0, kv_heads, step):
         part = slice(first, min(first + step, kv_heads))
         scores = buffer[: part.stop - part.start]
