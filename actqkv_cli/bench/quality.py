@@ -9,14 +9,13 @@ from typing import Any
 
 import bm25s
 import torch
-from torch import Tensor
 
 from actqkv_cli.engine.answer import Sampling, decode
 from actqkv_cli.engine.session import Run, open_session
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import encode_question
-from actqkv_cli.retrieval.sources import Passage, passages
+from actqkv_cli.retrieval.sources import Passage, passages_of
 from actqkv_cli.store.reader import DocumentReader
 
 _ANSWER_TOKENS = 48
@@ -85,7 +84,7 @@ def lexical(reader: DocumentReader, questions: Sequence[Question]) -> list[Outco
     for question in questions:
         words = bm25s.tokenize([question.question], return_ids=False, show_progress=False)[0]
         ranking = torch.tensor(index.get_scores(words))
-        outcomes.append(_found(_passages(ranking, set(range(blocks)), reader), question))
+        outcomes.append(_found(passages_of(reader, ranking, set(range(blocks))), question))
     return outcomes
 
 
@@ -97,20 +96,12 @@ def ask_all(
         for question in questions:
             encoded = encode_question(loaded.tokenizer, question.question)
             run = session.start(encoded, policy, _ANSWER_TOKENS)
-            found = _found(_passages(run.ranking, run.attended, reader), question)
+            found = _found(passages_of(reader, run.ranking, run.attended), question)
             sampling = Sampling(max_tokens=_ANSWER_TOKENS)
             answer = decode(run, loaded.model, loaded.tokenizer, sampling, lambda text: None).text.casefold()
             gold = loaded.tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]
             nll = _nll(session.start(encoded, policy, len(gold)), gold)
             yield Outcome(found.first, found.three, any(a.casefold() in answer for a in question.answers), nll)
-
-
-def _passages(ranking: Tensor, attended: set[int], reader: DocumentReader) -> list[Passage]:
-    manifest, tokens = reader.manifest, reader.tokens()
-    size = manifest.geometry.block_size
-    return passages(
-        ranking, attended, reader.text(), tokens["char_start"], tokens["page"], manifest.document_start, size
-    )
 
 
 def _found(sources: list[Passage], question: Question) -> Outcome:

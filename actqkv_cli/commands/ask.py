@@ -61,6 +61,7 @@ def run(
         from actqkv_cli.engine.session import open_session
         from actqkv_cli.model.prompt import encode_question
         from actqkv_cli.retrieval.policies import usual_budget
+        from actqkv_cli.retrieval.sources import passages_of
         from actqkv_cli.store.manifest import check_identity, decisive
         from actqkv_cli.store.reader import DocumentReader
 
@@ -84,7 +85,7 @@ def run(
             if output == "text":
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-            sources = _sources(started, reader)
+            sources = passages_of(reader, started.ranking, started.attended)
             clock.since_start("total")
             result: dict[str, Any] = {
                 "answer": answer.text,
@@ -139,21 +140,6 @@ def _writer(output: str) -> Any:
             write(shown)
 
     return hold
-
-
-def _sources(run: "Run", reader: "DocumentReader") -> "list[Passage]":
-    from actqkv_cli.retrieval.sources import passages
-
-    manifest, tokens = reader.manifest, reader.tokens()
-    return passages(
-        run.ranking,
-        run.attended,
-        reader.text(),
-        tokens["char_start"],
-        tokens["page"],
-        manifest.document_start,
-        manifest.geometry.block_size,
-    )
 
 
 def _show(result: dict[str, Any], name: str, sources: "list[Passage]") -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from actqkv_cli.store.reader import DocumentReader
+
 MOST = 3  # passages
 _MOST_BLOCKS = 8  # taken from the head of the ranking to make them
 _LONGEST_WORD = 32  # characters: scripts without spaces are cut where the block ends
@@ -22,6 +24,15 @@ class Passage:
     end: int
     text: str
     blocks: tuple[int, int]
+
+
+def passages_of(reader: DocumentReader, ranking: Tensor, attended: set[int]) -> list[Passage]:
+    """`passages` of an open document."""
+    manifest, tokens = reader.manifest, reader.tokens()
+    size = manifest.geometry.block_size
+    return passages(
+        ranking, attended, reader.text(), tokens["char_start"], tokens["page"], manifest.document_start, size
+    )
 
 
 def passages(
