@@ -64,10 +64,11 @@ class GrowingBlocks:
         self._anchor = reading.representative == "anchor"
         self._tokens = tokens
         self.total_blocks = -(-tokens // geometry.block_size)
-        files = BlockFiles(writer.folder, geometry, lambda: writer.segments)
-        everything = reading.prefill == "full"
-        capacity = self.total_blocks if everything else 2 * self._layout.retrieved_blocks + self._layout.sink
-        self._disk = BlockCache(files.read, geometry.layers, capacity, device)
+        self._files = BlockFiles(writer.folder, geometry, lambda: writer.segments)
+        capacity = 2 * self._layout.retrieved_blocks + reading.sink // geometry.block_size
+        if reading.prefill == "full":
+            capacity = self.total_blocks
+        self._disk = BlockCache(self._files.read, geometry.layers, capacity, device)
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
         self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)
@@ -87,6 +88,10 @@ class GrowingBlocks:
             _, representatives = writer.load_segment(number)
             self.representatives[:, done : done + segment.blocks] = representatives.to(device)
             done += segment.blocks
+
+    def close(self) -> None:
+        """Close the segments that were read."""
+        self._files.close()
 
     @property
     def resume_at(self) -> int:

@@ -1,6 +1,7 @@
 """Ingest's main loop: read the document window by window, and leave its blocks in the store."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def prefill(
     progress(position)
     select = _selection(reading, layout, blocks, lambda: position)
     workspace = Workspace()
-    with actqkv_attention(model) as rotary, torch.inference_mode():
+    with closing(blocks), actqkv_attention(model) as rotary, torch.inference_mode():
         layers = [
             _ReadingLayer(
                 layer,

@@ -225,3 +225,11 @@ def test_windowed_prefill_retrieves_what_it_should(
         best = sorted(candidates, key=lambda block: -float(scores[block - candidates.start]))[:3]
         assert chosen.tolist() == sorted(best)
     assert len(calls) == 7 * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
+def test_no_segment_stays_open(tmp_path: Path) -> None:
+    model = tiny.model()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    tiny.ingest(model, tiny.tokens(301), tmp_path / "document", tiny.reading(window=32), segment_tokens=32)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
