@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     positions: Literal["clamped", "compact", "original"] = "clamped"
     prefill: Literal["windowed", "full"] = "windowed"
     representative: Literal["mean", "anchor"] = "mean"
+    score: Literal["dot", "cosine"] = "dot"
     policy: str = "heads"
     max_tokens: int = Field(default=128, ge=1)
     temperature: float = Field(default=0.0, ge=0)

@@ -76,6 +76,9 @@ def ingest(
         str | None,
         typer.Option(help="A block's key summary: mean, or anchor (most attended keys). [default: mean]"),
     ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="How a probe-query scores a block: dot, or cosine. [default: dot]")
+    ] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     disk_limit: Annotated[
@@ -90,7 +93,7 @@ def ingest(
     from actqkv_cli.commands import ingest as command
 
     settings = _settings(
-        model=model, budget=budget, positions=positions, prefill=prefill, representative=representative,
+        model=model, budget=budget, positions=positions, prefill=prefill, representative=representative, score=score,
         device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
     )  # fmt: skip
     command.run(paths, name, settings, as_json, quiet)

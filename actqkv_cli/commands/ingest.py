@@ -65,7 +65,7 @@ def _reading(settings: Settings) -> Reading:
         positions=settings.positions,
         prefill=settings.prefill,
         representative=settings.representative,
-        score="dot",
+        score=settings.score,
     )
 
 
