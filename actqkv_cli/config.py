@@ -35,7 +35,8 @@ class Settings(BaseSettings):
     prefill: Literal["windowed", "full"] = "windowed"
     representative: Literal["mean", "anchor"] = "mean"
     score: Literal["dot", "cosine"] = "dot"
-    policy: str = "heads"
+    baselines: bool = False
+    policy: str = "hybrid"
     max_tokens: int = Field(default=128, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -79,6 +79,10 @@ def ingest(
     score: Annotated[
         str | None, typer.Option(help="How a probe-query scores a block: dot, or cosine. [default: dot]")
     ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option("--baselines", help="Also keep what only h2o, snapkv, infllm, quest and acre:attended need."),
+    ] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     disk_limit: Annotated[
@@ -94,7 +98,7 @@ def ingest(
 
     settings = _settings(
         model=model, budget=budget, positions=positions, prefill=prefill, representative=representative, score=score,
-        device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
+        baselines=baselines, device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
     )  # fmt: skip
     command.run(paths, name, settings, as_json, quiet)
 
@@ -104,12 +108,17 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question, or - to read it from stdin.")],
     doc: Doc = None,
     policy: Annotated[
-        str | None, typer.Option(help="Retrieval: heads, actqkv, streaming (none) or full. [default: heads]")
+        str | None,
+        typer.Option(
+            help="Retrieval: hybrid, heads, lexical, actqkv, acre, infllm, quest, snapkv, h2o, streaming or full. "
+            "[default: hybrid]"
+        ),
     ] = None,
     budget: Annotated[
         int | None,
         typer.Option(
-            help="Tokens attended per layer beside the question. [default: 960 with heads, else as at ingest]"
+            help="Tokens attended per layer beside the question. "
+            "[default: 960 with hybrid, heads and lexical, else as at ingest]"
         ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")] = None,
@@ -191,23 +200,59 @@ app.add_typer(bench, name="bench")
 
 @bench.command("quality")
 def bench_quality(
-    questions: Annotated[Path, typer.Argument(help="JSON lines: document, question, answers, pages.")],
-    doc: Annotated[str, typer.Option("--doc", help="The ingested document that they are about.")],
-    policies: Annotated[str, typer.Option(help="Comma-separated.")] = "heads,actqkv",
-    budgets: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = "2048",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files of questions (LongBench, InfiniteBench, RULER, L-Eval, SQuAD, lost-in-the-middle, or JSON "
+            "lines of context or document, question, answers), or generators: passkey, number, kv, niah_single, "
+            "niah_multikey, niah_multivalue, niah_multiquery, vt, facts, needle."
+        ),
+    ],
+    policies: Annotated[str, typer.Option(help="Comma-separated.")] = "full,hybrid,heads,lexical,actqkv,acre,streaming",
+    budgets: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = "1024,2048",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Lengths of generated documents, comma-separated; or the contexts of a file are joined to documents "
+            "of this length. [default: 16000; files as they are]"
+        ),
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(help="Of each source, at most. [default: 60 generated; all of a file]", min=1)
+    ] = None,
+    depths: Annotated[int, typer.Option(help="Depths of the needle.", min=1)] = 5,
+    haystack: Annotated[Path | None, typer.Option(help="Your own document, to hide needles in.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the generators.")] = 0,
+    doc: Annotated[str | None, typer.Option("--doc", help="The ingested document that questions are about.")] = None,
+    generate: Annotated[bool, typer.Option("--generate", help="Also decode answers, and score them (slow).")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder that keeps what was measured: an interrupted run goes on there.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw it: a .png or .svg file.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
+    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    positions: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
     device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """How often each policy finds the right page and the answer, beside BM25 over the same blocks."""
+    """Policies side by side at equal budgets: fidelity to full attention, what is found, and what is answered."""
     from actqkv_cli.commands import bench as command
 
+    wanted = command.Quality(
+        sources=sources, policies=policies.split(","), budgets=_numbers("--budgets", budgets),
+        tokens=_numbers("--tokens", tokens) if tokens else [], questions=questions, depths=depths, seed=seed,
+        haystack=haystack, doc=doc, generate=generate, out=out, picture=picture, markdown=markdown, as_json=as_json,
+    )  # fmt: skip
+    command.quality(wanted, _settings(model=model, positions=positions, device=device, dtype=dtype, home=home))
+
+
+def _numbers(option: str, text: str) -> list[int]:
     try:
-        sizes = [int(size) for size in budgets.split(",")]
+        return [int(number) for number in text.split(",")]
     except ValueError:
-        raise UsageError(f"budgets must be numbers, not {budgets!r}") from None
-    command.quality(questions, doc, policies.split(","), sizes, limit, _settings(device=device, home=home), as_json)
+        raise UsageError(f"{option} must be numbers separated by commas, not {text!r}") from None
 
 
 @bench.command("ingest")

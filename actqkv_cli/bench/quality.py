@@ -1,136 +1,130 @@
-"""How well policies find the page, and answer: one ingested document, a file of questions with answers and pages."""
+"""Every question under every policy and budget: fidelity to full attention, what is found, and what is answered."""
 
-import json
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import bm25s
 import torch
+from torch import Tensor
 
+from actqkv_cli.bench.examples import Example
+from actqkv_cli.bench.metrics import score
+from actqkv_cli.bench.paired import Measured, Setting
+from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode
-from actqkv_cli.engine.session import Run, open_session
-from actqkv_cli.errors import UsageError
+from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import encode_question
-from actqkv_cli.retrieval.sources import Passage, passages_of
+from actqkv_cli.retrieval.policies import needs
+from actqkv_cli.retrieval.sources import passages_of
 from actqkv_cli.store.reader import DocumentReader
 
-_ANSWER_TOKENS = 48
-LEXICAL = "bm25"
+REFERENCE = "full"
+_TOGETHER = 8  # settings of a question that go through the model at once: more take memory for little
+_ALL_ANSWERS = frozenset({"string_match_all", "math_calc"})  # metrics that want every answer
 
 
-@dataclass(frozen=True)
-class Question:
-    document: str
-    question: str
-    answers: tuple[str, ...]
-    pages: tuple[int, ...]
+def document_of(context: str) -> Document:
+    """A context as a document of one page, its characters untouched."""
+    digest = hashlib.sha256(context.encode()).hexdigest()
+    return Document(f"context-{digest[:12]}.txt", digest, (Page(1, context),), 1, (), (), "text")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One question under one policy. first, three: the right page is that of the first source, of one of three;
-    answered: an expected answer stands in the model's; nll: nats per token of the first expected answer,
-    teacher-forced."""
-
-    first: bool
-    three: bool
-    answered: bool | None = None
-    nll: float | None = None
-
-
-def read_questions(path: Path) -> list[Question]:
-    """JSON lines with document, question, answers and pages. Raises UsageError that names the line."""
-    questions = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            question = Question(
-                str(row["document"]),
-                str(row["question"]),
-                tuple(map(str, row["answers"])),
-                tuple(map(int, row["pages"])),
+def measure(
+    loaded: LoadedModel,
+    session: Session,
+    reader: DocumentReader,
+    example: Example,
+    settings: Sequence[Setting],
+    generate: bool,
+) -> Iterator[Measured]:
+    """One question under every setting; fidelity is to `full`, if that is among them, and has to come first."""
+    gold = _gold_tokens(loaded.tokenizer, example)
+    blocks = gold_blocks(reader, example)
+    encoded = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix)
+    reference: Tensor | None = None
+    for start in range(0, len(settings), _TOGETHER):
+        together = settings[start : start + _TOGETHER]
+        runs = session.start_all(encoded, together, len(gold))
+        followed = session.follow(runs, gold)
+        for (policy, budget), run, logits in zip(together, runs, followed, strict=True):
+            log_p = torch.log_softmax(logits, dim=-1).cpu()
+            if policy == REFERENCE:
+                reference = log_p
+            values = {
+                **likelihood(log_p, gold, reference),
+                **_found(run, reader, example, blocks),
+                **_attended(run, reader, policy),
+            }
+            if generate:
+                again = session.start(encoded, policy, example.max_tokens, budget or None)
+                sampling = Sampling(max_tokens=example.max_tokens)
+                answer = decode(again, loaded.model, loaded.tokenizer, sampling, lambda text: None)
+                values["score"] = score(example.metric, answer.text, example)
+            yield Measured(
+                example=example.id,
+                task=example.task,
+                document=reader.manifest.source.name,
+                tokens=reader.manifest.tokens,
+                policy=policy,
+                budget=budget,
+                values=values,
+                depth=example.depth,
             )
-            if not question.answers or not question.pages:
-                raise ValueError("no answers or no pages")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{path}, line {number}: {error!r}", "each line needs document, question, answers and pages"
-            ) from None
-        questions.append(question)
-    if not questions:
-        raise UsageError(f"{path} holds no questions")
-    return questions
 
 
-def lexical(reader: DocumentReader, questions: Sequence[Question]) -> list[Outcome]:
-    """BM25 over the same blocks, as a measure of what plain word search finds."""
-    text, starts, size = reader.text(), reader.tokens()["char_start"].tolist(), reader.manifest.geometry.block_size
-    first, blocks = reader.manifest.document_start, reader.manifest.block_count
-    borders = [starts[max(first, block * size)] for block in range(blocks)] + [len(text)]
-    index = bm25s.BM25()
-    corpus = [text[begin:end] for begin, end in pairwise(borders)]
-    index.index(bm25s.tokenize(corpus, show_progress=False), show_progress=False)
-    outcomes = []
-    for question in questions:
-        words = bm25s.tokenize([question.question], return_ids=False, show_progress=False)[0]
-        ranking = torch.tensor(index.get_scores(words))
-        outcomes.append(_found(passages_of(reader, ranking, set(range(blocks))), question))
-    return outcomes
+def likelihood(log_p: Tensor, gold: Tensor, reference: Tensor | None) -> dict[str, float]:
+    """nll, nats per gold token; agreement of the argmax with the reference's, and KL(reference || log_p), nats.
+
+    log_p, reference: log-probabilities `(A, V)` fp32; gold: `(A,)` int64.
+    """
+    values = {"nll": -float(log_p.gather(1, gold[:, None]).mean())}
+    if reference is not None:
+        values["agreement"] = float((log_p.argmax(dim=1) == reference.argmax(dim=1)).float().mean())
+        values["divergence"] = float((reference.exp() * (reference - log_p)).sum(dim=1).mean())
+    return values
 
 
-def ask_all(
-    loaded: LoadedModel, reader: DocumentReader, questions: Sequence[Question], policy: str, budget: int
-) -> Iterator[Outcome]:
-    """Every question under one policy and budget."""
-    with open_session(loaded.model, reader, budget) as session:
-        for question in questions:
-            encoded = encode_question(loaded.tokenizer, question.question)
-            run = session.start(encoded, policy, _ANSWER_TOKENS)
-            found = _found(passages_of(reader, run.ranking, run.attended), question)
-            sampling = Sampling(max_tokens=_ANSWER_TOKENS)
-            answer = decode(run, loaded.model, loaded.tokenizer, sampling, lambda text: None).text.casefold()
-            gold = loaded.tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]
-            nll = _nll(session.start(encoded, policy, len(gold)), gold)
-            yield Outcome(found.first, found.three, any(a.casefold() in answer for a in question.answers), nll)
+def gold_blocks(reader: DocumentReader, example: Example) -> list[set[int]]:
+    """The blocks in which each of the example's spans stands."""
+    starts, first = reader.tokens()["char_start"].long(), reader.manifest.document_start
+    size = reader.manifest.geometry.block_size
+    found = []
+    for begin, end in example.spans:
+        # The token in which a character stands is the last one that begins at or before it.
+        low, high = torch.searchsorted(starts[first:], torch.tensor([begin, end - 1]), right=True).tolist()
+        found.append(set(range((first + low - 1) // size, (first + high - 1) // size + 1)))
+    return found
 
 
-def _found(sources: list[Passage], question: Question) -> Outcome:
-    pages = [source.page in question.pages for source in sources]
-    return Outcome(first=any(pages[:1]), three=any(pages[:3]))
+def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
+    text = ", ".join(example.answers) if example.metric in _ALL_ANSWERS else example.answers[0]
+    return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
 
 
-def _nll(run: Run, gold: list[int]) -> float:
-    """Negative log-likelihood per token of the expected answer, fed token by token."""
-    total = 0.0
-    for position, token in enumerate(gold):
-        total -= float(torch.log_softmax(run.logits, dim=-1)[token])
-        if position + 1 < len(gold):
-            run.step(token)
-    return total / max(len(gold), 1)
+def _found(run: Run, reader: DocumentReader, example: Example, gold: list[set[int]]) -> dict[str, float]:
+    """Whether the best 1, 3 and 5 blocks touch a gold span, or, where all are wanted, their share; whether the right
+    page is cited."""
+    values: dict[str, float] = {}
+    order = run.ranking.argsort(descending=True).tolist()
+    for count in (1, 3, 5) if gold else ():
+        touched = [not blocks.isdisjoint(order[:count]) for blocks in gold]
+        values[f"recall{count}"] = sum(touched) / len(gold) if example.metric in _ALL_ANSWERS else float(any(touched))
+    if example.pages:
+        pages = [source.page in example.pages for source in passages_of(reader, run.ranking, run.attended)]
+        values |= {"page1": float(any(pages[:1])), "page3": float(any(pages[:3]))}
+    return values
 
 
-def summary(policy: str, budget: int | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts of the outcomes, and the mean of what was measured; the 95 % interval of the mean is normal."""
-    nlls = torch.tensor([outcome.nll for outcome in outcomes if outcome.nll is not None])
-    row: dict[str, Any] = {
-        "policy": policy,
-        "budget": budget,
-        "questions": len(outcomes),
-        "page_first": sum(outcome.first for outcome in outcomes),
-        "page_in_three": sum(outcome.three for outcome in outcomes),
+def _attended(run: Run, reader: DocumentReader, policy: str) -> dict[str, float]:
+    """The fewest and the most retrieved blocks of a layer, tokens attended per layer, and bytes kept in memory."""
+    blocks, tokens = [len(ids) for ids in run.blocks_of_layers], run.attended_tokens
+    resident = {**reader.index(), **reader.methods()}
+    values = {
+        "least_blocks": float(min(blocks)),
+        "most_blocks": float(max(blocks)),
+        "attended": sum(tokens) / len(tokens),
+        "bytes": float(sum(resident[name].nbytes for name in needs(policy))),
     }
-    if len(nlls):
-        row["answered"] = sum(bool(outcome.answered) for outcome in outcomes)
-        row["nll"] = round(float(nlls.mean()), 3)
-        row["nll_interval"] = round(1.96 * float(nlls.std()) / len(nlls) ** 0.5, 3) if len(nlls) > 1 else None
-    return row
+    ratio = getattr(run.policy, "entropy_ratio", None)
+    return values if ratio is None else {**values, "entropy": ratio}

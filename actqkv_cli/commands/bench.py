@@ -1,57 +1,117 @@
 """actqkv bench: measurements, each beside what it is compared with."""
 
+import contextlib
 import sys
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from actqkv_cli.commands.ingest import reading_of
 from actqkv_cli.commands.models import load, locate
-from actqkv_cli.commands.output import print_json, progress
+from actqkv_cli.commands.output import note, print_json, progress
 from actqkv_cli.config import BUDGET, Settings, load_settings
 from actqkv_cli.documents import read_document
 from actqkv_cli.errors import UsageError
-from actqkv_cli.store.library import find
-from actqkv_cli.store.locks import reading
+from actqkv_cli.store.library import Entry, find
+
+if TYPE_CHECKING:
+    from actqkv_cli.bench.examples import Example
+    from actqkv_cli.bench.paired import Setting
+    from actqkv_cli.model.load import LoadedModel
+
+NEEDLE = "needle"
 
 
-def quality(
-    path: Path,
-    selector: str,
-    policies: list[str],
-    budgets: list[int],
-    limit: int | None,
-    settings: Settings,
-    as_json: bool,
-) -> None:
-    """A row for each policy and budget, and one for BM25, over the questions of one document in the library."""
-    from actqkv_cli.bench.quality import LEXICAL, ask_all, lexical, read_questions, summary
-    from actqkv_cli.engine.ingest import model_identity
-    from actqkv_cli.store.manifest import check_identity, decisive
-    from actqkv_cli.store.reader import DocumentReader
+@dataclass(frozen=True)
+class Quality:
+    """What `bench quality` is asked for. sources: files of questions or names of generators; tokens: of a document,
+    files' contexts are joined to it; questions: at most, of each source; out: a folder that keeps what was measured."""
 
-    for budget in budgets:
+    sources: list[str]
+    policies: list[str]
+    budgets: list[int]
+    tokens: list[int]
+    questions: int | None
+    depths: int
+    seed: int
+    haystack: Path | None
+    doc: str | None
+    generate: bool
+    out: Path | None
+    picture: Path | None
+    markdown: bool
+    as_json: bool
+
+
+def quality(wanted: Quality, settings: Settings) -> None:
+    """A row for each policy and budget over all questions, the paired differences, and a picture if one is wanted."""
+    from actqkv_cli.bench import paired, pictures, report
+    from actqkv_cli.bench.quality import REFERENCE
+    from actqkv_cli.bench.run import measure_all
+    from actqkv_cli.retrieval.policies import needs
+
+    for budget in wanted.budgets:
         load_settings(budget=budget)  # the same bounds as everywhere
-    entry = find(settings.home, selector)
-    questions = [question for question in read_questions(path) if question.document == entry.name][:limit]
-    if not questions:
-        raise UsageError(f"{path} has no questions on {entry.name}")
-    with reading(settings.home, entry.id), DocumentReader(entry.folder) as reader:
-        manifest = reader.manifest
-        loaded = load(locate(manifest.model["name"], settings, quiet=as_json), manifest.geometry.dtype, settings)
-        check_identity(decisive(manifest.model), decisive(model_identity(loaded)))
-        rows = [summary(LEXICAL, None, lexical(reader, questions))]
-        with progress("questions", quiet=as_json) as report:
-            for policy in policies:
-                for budget in budgets:
-                    outcomes = []
-                    for outcome in ask_all(loaded, reader, questions, policy, budget):
-                        outcomes.append(outcome)
-                        report(f"{policy} at {budget}", len(outcomes), len(questions))
-                    rows.append(summary(policy, budget, outcomes))
-    if as_json:
-        print_json({"document": entry.id, "tokens": manifest.tokens, "rows": rows})
+    for policy in wanted.policies:
+        needs(policy)  # there is such a policy
+    if wanted.picture:
+        pictures.check(wanted.picture)
+    entry = find(settings.home, wanted.doc) if wanted.doc is not None else None
+    known = entry.manifest.model if entry and entry.manifest and settings.model == "default" else {}
+    spec, dtype = known.get("name", settings.model), known.get("dtype", settings.dtype)
+    loaded = load(locate(spec, settings, quiet=wanted.as_json), dtype, settings)
+    examples = _examples(wanted, loaded, entry)
+    plan: list[Setting] = [(REFERENCE, 0)] if REFERENCE in wanted.policies else []
+    plan += [(policy, budget) for policy in wanted.policies if policy != REFERENCE for budget in wanted.budgets]
+    with contextlib.ExitStack() as stack:
+        folder = wanted.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-bench-")))
+        show = stack.enter_context(progress("questions", quiet=wanted.as_json))
+        how, generate = reading_of(settings), wanted.generate
+        rows = measure_all(loaded, examples, plan, how, generate, settings.home, settings.cache, folder, show)
+    summaries = paired.summaries(rows)
+    differences = paired.differences(rows, "nll", plan[0]) if len(plan) > 1 else []
+    if wanted.picture:
+        pictures.draw(rows, wanted.picture)
+        note(f"drew {wanted.picture}")
+    if wanted.as_json:
+        print_json(
+            {"questions": len(examples), "model": loaded.files.identity, **report.as_json(summaries, differences)}
+        )
+    elif wanted.markdown:
+        sys.stdout.write(report.markdown(summaries, differences))
     else:
-        sys.stdout.write(f"{entry.name}, {manifest.tokens:,} tokens, {len(questions)} questions\n")
-        _table(rows)
+        sys.stdout.write(report.table(summaries, differences))
+
+
+def _examples(wanted: Quality, loaded: "LoadedModel", entry: Entry | None) -> "list[Example]":
+    from actqkv_cli.bench.examples import joined
+    from actqkv_cli.bench.formats import read_examples
+    from actqkv_cli.bench.generators import GENERATORS, generate, needle_grid
+
+    def count(text: str) -> int:
+        return len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    haystack = read_document(wanted.haystack).text if wanted.haystack else None
+    examples: list[Example] = []
+    for source in wanted.sources:
+        if source == NEEDLE:
+            if haystack is None:
+                raise UsageError("the needle needs a haystack", "give a document with --haystack")
+            depths = [place / max(wanted.depths - 1, 1) for place in range(wanted.depths)]
+            examples += needle_grid(haystack, wanted.tokens or [4000, 8000, 16000], depths, wanted.seed, count)
+        elif source in GENERATORS:
+            for tokens in wanted.tokens or [16000]:
+                examples += generate(source, tokens, wanted.questions or 60, wanted.seed, count, haystack)
+        else:
+            found = read_examples(Path(source))
+            if entry is not None:
+                found = [replace(e, document=entry.id) for e in found if e.document == entry.name]
+            found = found[: wanted.questions]
+            examples += joined(found, wanted.tokens[0], count) if wanted.tokens else found
+    if not examples:
+        raise UsageError("there are no questions to ask")
+    return examples
 
 
 def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
@@ -67,11 +127,3 @@ def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
     else:
         for key, value in result.items():
             sys.stdout.write(f"{key + ':':<25}{value}\n")
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    columns = ["policy", "budget", "page_first", "page_in_three", "answered", "nll", "nll_interval"]
-    cells = [columns, *[["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    for row in cells:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")

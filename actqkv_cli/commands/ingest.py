@@ -25,7 +25,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
     failures: list[DocumentError] = []
     documents = _documents(files, name, failures, only=len(files) <= 1)
     results: list[dict[str, Any]] = []
-    reading, files_of_model, loaded = _reading(settings), None, None
+    reading, files_of_model, loaded = reading_of(settings), None, None
     with progress("tokens", quiet) as report:
         for document in documents:
             for warning in document.warnings:
@@ -56,7 +56,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
         print_json(_result(results, failures))
 
 
-def _reading(settings: Settings) -> Reading:
+def reading_of(settings: Settings) -> Reading:
     return Reading(
         window=512,
         sink=64,
@@ -66,6 +66,7 @@ def _reading(settings: Settings) -> Reading:
         prefill=settings.prefill,
         representative=settings.representative,
         score=settings.score,
+        baselines=settings.baselines,
     )
 
 
@@ -92,7 +93,7 @@ def _row(
         "name": document.name,
         "pages": document.page_count,
         "tokens": manifest.tokens,
-        "bytes": sum(segment.bytes for segment in manifest.segments) + manifest.index.bytes,
+        "bytes": sum(file.bytes for file in (*manifest.segments, manifest.index, manifest.methods) if file),
         "unchanged": unchanged,
         "resumed_at": resumed_at,
         "seconds": round(seconds, 3),

@@ -44,7 +44,8 @@ def show(selector: str | None, settings: Settings, as_json: bool) -> None:
         "document": f"{source['name']} ({source['page_count']} pages{skipped}, {source['characters']:,} characters)",
         "id": entry.id,
         "folder": entry.folder,
-        "size": f"{entry.size / 1e6:,.1f} MB, index {record['index']['bytes'] / 1e6:,.1f} MB",
+        "size": f"{entry.size / 1e6:,.1f} MB, index {record['index']['bytes'] / 1e6:,.1f} MB, "
+        f"of other methods {(record['methods'] or {'bytes': 0})['bytes'] / 1e6:,.1f} MB",
         "tokens": f"{record['tokens']:,} in {entry.manifest.block_count:,} blocks of {geometry['block_size']}",
         "model": f"{record['model'].get('name')}, {geometry['dtype']}, {geometry['layers']} layers, "
         f"{geometry['kv_heads']} kv heads of {geometry['head_dim']}",

@@ -72,6 +72,7 @@ class GrowingBlocks:
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
         self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)
+        self.l1 = torch.zeros((geometry.layers, self.total_blocks, 2, *shape), dtype=dtype, device=device)
         in_memory = geometry.segment_blocks + (reading.local + 2 * reading.window) // geometry.block_size
         self._pending = torch.zeros(
             (geometry.layers, in_memory, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim),
@@ -85,9 +86,11 @@ class GrowingBlocks:
         self._first = self._settled = sum(segment.blocks for segment in writer.segments)
         done = 0
         for number, segment in enumerate(writer.segments):
-            _, representatives = writer.load_segment(number)
-            self.representatives[:, done : done + segment.blocks] = representatives.to(device)
-            done += segment.blocks
+            blocks, representatives = writer.load_segment(number)
+            now = slice(done, done + segment.blocks)
+            self.representatives[:, now] = representatives.to(device)
+            self.l1[:, now] = tokens_at(blocks, self._tokens_of(now) - 1).to(device)
+            done = now.stop
 
     def close(self) -> None:
         """Close the segments that were read."""
@@ -142,7 +145,8 @@ class GrowingBlocks:
             return
         ours = slice(begin - self._first, end - self._first)
         keys = self._pending[:, ours, 0]
-        tokens = (self._tokens - torch.arange(begin, end, device=keys.device) * size).clamp(max=size)
+        tokens = self._tokens_of(slice(begin, end)).to(keys.device)
+        self.l1[:, begin:end] = tokens_at(self._pending[:, ours], tokens - 1)
         if self._anchor:
             real = torch.arange(size, device=keys.device) < tokens[:, None]
             mass = self._mass[:, ours].masked_fill(~real[:, None], float("-inf"))
@@ -150,6 +154,11 @@ class GrowingBlocks:
         else:
             self.representatives[:, begin:end] = mean_representatives(keys, tokens)
         self._settled = end
+
+    def _tokens_of(self, blocks: slice) -> Tensor:
+        """How many tokens each of the blocks holds."""
+        size = self._geometry.block_size
+        return (self._tokens - torch.arange(blocks.start, blocks.stop) * size).clamp(max=size)
 
     def _write(self, count: int) -> None:
         layers = [layer[:count].cpu() for layer in self._pending]
@@ -159,3 +168,10 @@ class GrowingBlocks:
             kept[:, :left] = kept[:, count:].clone()
             kept[:, left:] = 0
         self._first += count
+
+
+def tokens_at(blocks: Tensor, places: Tensor) -> Tensor:
+    """Keys and values of one token of each block. blocks: `(..., n, 2, Hkv, b, d)`; places: `(n,)` in [0, b).
+    Returns `(..., n, 2, Hkv, d)`."""
+    index = places.to(blocks.device).view(-1, 1, 1, 1, 1).expand(*blocks.shape[:-2], 1, blocks.shape[-1])
+    return blocks.gather(-2, index).squeeze(-2)

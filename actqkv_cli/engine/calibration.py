@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.engine.prefill import prefill
-from actqkv_cli.engine.session import Run, Session, open_session
+from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
@@ -58,6 +58,7 @@ class _Observer:
     mass: list[Tensor]
 
     scout_layers = 0
+    settled = False
 
     def begin(self, step: Any) -> None:
         self.inner.begin(step)
@@ -94,11 +95,11 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="actqkv-") as scratch:
         folder = Path(scratch) / "calibration"
         with DocumentWriter.open(folder, draft) as writer:
-            representatives = prefill(
+            prefilled = prefill(
                 model, encoded.ids, writer, geometry, READING, lambda position: progress(position, total)
             )
             tables = {"ids": encoded.ids, "char_start": encoded.char_start, "page": encoded.page}
-            writer.commit(text, tables, {"representatives": representatives.cpu()})
+            writer.commit(text, tables, {"representatives": prefilled.representatives.cpu()})
         with DocumentReader(folder) as reader, open_session(model, reader) as session:
             keys = [_keys(reader, layer, tokens).to(model.device) for layer in range(geometry.layers)]
             found, mass_there, densities = [], [], []
@@ -128,7 +129,7 @@ def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]
     encoded = encode_question(tokenizer, question)
     task = session.task(encoded)
     observer = _Observer(actqkv.Policy(task), task, keys, [])
-    Run(session, observer, encoded, room=0)
+    session.run([observer], encoded, room=0)
     return torch.stack(observer.mass), observer.inner.densities
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actqkv_cli.documents import PAGE_SEPARATOR, Document
 from actqkv_cli.engine.calibration import VERSION, Calibration, calibrate
+from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.load import LoadedModel
@@ -98,7 +99,7 @@ def ingest(
     with writing(home, ours), DocumentWriter.open(folder, draft, disk_limit) as writer:
         resumed_at = min(len(encoded.ids), sum(s.blocks for s in writer.segments) * geometry.block_size)
         began = time.monotonic()
-        representatives = prefill(
+        prefilled = prefill(
             loaded.model,
             encoded.ids,
             writer,
@@ -106,8 +107,9 @@ def ingest(
             reading,
             lambda position: progress("reading", position, len(encoded.ids)),
         )
-        index = {"representatives": representatives.cpu(), **_head_keys(writer, draft, loaded)}
-        manifest = writer.commit(document.text, _tables(encoded), index)
+        index = {"representatives": prefilled.representatives.cpu(), **_head_keys(writer, draft, loaded)}
+        methods = method_tensors(prefilled, writer, geometry, reading, draft.tokens)
+        manifest = writer.commit(document.text, _tables(encoded), index, methods)
     return Ingested(manifest, resumed_at, time.monotonic() - began, tuple(writer.warnings))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
+from actqkv_cli.retrieval.policy import Selection
 from actqkv_kernels import Workspace, block_attention
 
 Positions = Literal["clamped", "compact", "original"]
@@ -22,8 +23,9 @@ class BlockSource(Protocol):
         ...
 
 
-Select = Callable[[int, Tensor], Tensor]
-"""(layer, un-rotated queries `(H, W, d)`) -> ids of the blocks to attend to beside sink and local, ascending."""
+Select = Callable[[int, Tensor], Tensor | Selection]
+"""(layer, un-rotated queries `(H, W, d)`) -> what to attend to beside sink and local: ascending ids of blocks, or a
+Selection with tokens beside them."""
 
 
 class LayerAttention:
@@ -64,9 +66,9 @@ class LayerAttention:
         self._near_rotated = torch.empty_like(self._near[0])
         self._rotated_count = 0
         self._rotated_base = -1
-        self._far_ids = torch.full((1,), -1)
         self._far = (self._near[0, :, :0], self._near[1, :, :0])
-        self._far_positions = torch.empty(0, dtype=torch.int64)
+        self._chosen: Selection | None = None
+        self._far_places = self._far_positions = torch.empty(0, dtype=torch.int64)
 
     @property
     def far_tokens(self) -> int:
@@ -75,23 +77,22 @@ class LayerAttention:
     @property
     def chosen_blocks(self) -> Tensor:
         """Ids of the blocks attended beside sink and local window."""
-        return self._far_ids[len(self._sink) :]
+        return self._sink[:0] if self._chosen is None else self._chosen.blocks
 
     def document_mass(self, tokens: int) -> Tensor:
         """Attention that each of the document's `tokens` tokens received in the last call, all heads: `(tokens,)`."""
         assert self.mass is not None
-        size = self._layout.block_size
         received = self.mass.sum(dim=0)
-        out = received.new_zeros(-(-tokens // size) * size)
-        out.view(-1, size)[self._far_ids.to(out.device)] = received[: self.far_tokens].view(-1, size)
-        out[self.near_first : tokens] = received[self.far_tokens : self.far_tokens + tokens - self.near_first]
-        return out[:tokens]
+        out = received.new_zeros(tokens)
+        out[self._far_places.to(out.device)] = received[: self.far_tokens]
+        out[self.near_first :] = received[self.far_tokens : self.far_tokens + tokens - self.near_first]
+        return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """query: `(H, W, d)`; key, value: `(Hkv, W, d)`, all un-rotated. Returns `(H, W, d)`."""
         window = key.shape[1]
         self._append(key, value)
-        self._bring(torch.cat([self._sink, self._select(self._layer, query)]), call)
+        self._bring(self._select(self._layer, query), call)
         far_tokens, near_tokens = self.far_tokens, self._near_count
         far_key, far_value = self._far
         near_value = self._near[1, :, :near_tokens]
@@ -128,21 +129,31 @@ class LayerAttention:
         self._near[1, :, count : count + window] = value
         self._near_count += window
 
-    def _bring(self, ids: Tensor, call: Call) -> None:
-        """Gather and rotate the far blocks, unless they are those of the call before."""
-        if torch.equal(ids, self._far_ids):
+    def _bring(self, selected: Tensor | Selection, call: Call) -> None:
+        """Gather and rotate the far keys: sink, blocks, single tokens; unless they are those of the call before."""
+        if isinstance(selected, Tensor):
+            selected = Selection(selected, self._sink[:0], self._near[:, :, :0])
+        before = self._chosen
+        if (
+            before is not None
+            and torch.equal(selected.blocks, before.blocks)
+            and torch.equal(selected.tokens, before.tokens)
+        ):
             return
-        self._far_ids = ids
+        self._chosen = selected
+        ids, size = torch.cat([self._sink, selected.blocks]), self._layout.block_size
         keys, values = _join(self._source.blocks(self._layer, ids))
-        tokens = keys.shape[1]
+        self._far_places = (ids[:, None] * size + torch.arange(size)).flatten()
+        if len(selected.tokens):
+            keys, values = torch.cat([keys, selected.states[0]], dim=1), torch.cat([values, selected.states[1]], dim=1)
+            self._far_places = torch.cat([self._far_places, selected.tokens])
         if self._positions == "original":
-            size = self._layout.block_size
-            self._far_positions = (ids[:, None] * size + torch.arange(size)).flatten()
+            self._far_positions = self._far_places
         elif self._positions == "compact":
-            self._far_positions = torch.arange(tokens)
+            self._far_positions = self._far_places.argsort().argsort()
         else:
-            self._far_positions = torch.zeros(tokens, dtype=torch.int64)
-        if call.rotates and tokens:
+            self._far_positions = torch.zeros_like(self._far_places)
+        if call.rotates and len(self._far_places):
             if self._positions == "clamped":
                 keys = self._rotary(keys, range(1))
             else:

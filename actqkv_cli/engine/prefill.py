@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,16 +17,36 @@ from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
 from actqkv_kernels import Workspace
 
+_OBSERVED = 32  # of the document's last queries: SnapKV's window
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What stays in memory of a document that was read.
+
+    representatives: `(L, N, 1, Hkv, d)`; l1: `(L, N, 2, Hkv, d)`, see `engine.methods`; where baselines are wanted
+    also received: `(L, T)` fp32, attention that each token received, all heads and windows, and last_queries:
+    `(L, H, <= 32, d)`, un-rotated.
+    """
+
+    representatives: Tensor
+    l1: Tensor
+    received: Tensor
+    last_queries: Tensor
+
 
 class _ReadingLayer:
     """A layer of a document that is being read: attends, and keeps what the window computed."""
 
-    def __init__(self, layer: int, attention: LayerAttention, blocks: GrowingBlocks, anchor: bool) -> None:
+    def __init__(self, layer: int, attention: LayerAttention, blocks: GrowingBlocks, reading: Reading) -> None:
         self._layer = layer
         self._attention = attention
         self._blocks = blocks
-        self._anchor = anchor
-        attention.want_mass = anchor
+        self._anchor = reading.representative == "anchor"
+        self._baselines = reading.baselines
+        attention.want_mass = self._anchor or self._baselines
+        self.received = torch.empty(0)
+        self.last_queries = torch.empty(0)
         self.position = 0
 
     def begin(self, position: int, window: int) -> None:
@@ -38,6 +59,12 @@ class _ReadingLayer:
         if self._anchor and self._attention.mass is not None:
             near = self._attention.mass[:, self._attention.far_tokens :]
             self._blocks.add_mass(self._layer, self._attention.near_first, near)
+        if self._baselines:
+            received = self._attention.document_mass(self.position + key.shape[1])
+            received[: len(self.received)] += self.received
+            self.received = received
+            seen = torch.cat([self.last_queries.to(query), query], dim=1) if len(self.last_queries) else query
+            self.last_queries = seen[:, -_OBSERVED:].clone()
         return out
 
 
@@ -48,10 +75,10 @@ def prefill(
     geometry: Geometry,
     reading: Reading,
     progress: Callable[[int], None] = lambda position: None,
-) -> Tensor:
+) -> Prefilled:
     """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Memory does not grow with T.
 
-    Returns the representatives `(L, N, 1, Hkv, d)`. `progress` is told the position after each window. Raises
+    `progress` is told the position after each window. Raises
     ValueError for a window that is not whole blocks, or of which a segment is not a multiple.
     """
     if reading.window % geometry.block_size or geometry.segment_tokens % reading.window:
@@ -68,7 +95,7 @@ def prefill(
                 layer,
                 LayerAttention(layer, blocks, select, rotary, layout, reading.positions, workspace),
                 blocks,
-                reading.representative == "anchor",
+                reading,
             )
             for layer in range(geometry.layers)
         ]
@@ -83,7 +110,12 @@ def prefill(
             position += len(window)
             blocks.advance(position)
             progress(position)
-    return blocks.representatives
+    return Prefilled(
+        blocks.representatives,
+        blocks.l1,
+        torch.stack([layer.received for layer in layers]),
+        torch.stack([layer.last_queries for layer in layers]),
+    )
 
 
 def _selection(reading: Reading, layout: Layout, blocks: GrowingBlocks, position: Callable[[], int]) -> Select:

@@ -1,8 +1,11 @@
 """A question put to a stored document: the scout pass, the answer pass, and the decoding that follows."""
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from actqkv_cli.engine.layout import Layout
 from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.retrieval.lexical import lexical_index
 from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.retrieval.policies.heads import block_sums
 from actqkv_cli.retrieval.policy import Resident, RetrievalPolicy, Task
@@ -25,7 +29,7 @@ from actqkv_kernels import Workspace
 def open_session(model: PreTrainedModel, reader: DocumentReader, budget: int | None = None) -> Iterator["Session"]:
     """Put our attention on the model and a document's resident part into memory.
 
-    budget: tokens per layer beside the question; None: as many as the document was read with.
+    budget: tokens per layer beside the question, unless a question has its own; None: as the document was read with.
     """
     with actqkv_attention(model) as rotary:
         yield Session(model, rotary, reader, budget)
@@ -34,12 +38,20 @@ def open_session(model: PreTrainedModel, reader: DocumentReader, budget: int | N
 def load_resident(reader: DocumentReader, model: PreTrainedModel) -> Resident:
     """What of a document stays in memory, on the model's device. Raises StoreDamaged if it does not fit the model."""
     manifest, index = reader.manifest, {name: tensor.to(model.device) for name, tensor in reader.index().items()}
+
+    @functools.cache
+    def methods() -> Mapping[str, Tensor]:
+        return {name: tensor.to(model.device) for name, tensor in reader.methods().items()}
+
+    index_text = functools.cache(lexical_index)
     resident = Resident(
         representatives=index["representatives"],
         query_heads=model.config.num_attention_heads,
         heads=tuple(manifest.retrieval_heads),
         head_keys=index.get("head_keys"),
         density=tuple(manifest.density),
+        methods=methods,
+        lexical=lambda question: index_text(reader)(question),
     )
     if resident.heads:
         expected = (len(resident.head_rows), manifest.tokens, manifest.geometry.head_dim)
@@ -57,8 +69,7 @@ class Session:
         geometry, reading = manifest.geometry, manifest.reading
         self.model = model
         self.tokens = manifest.tokens
-        self.budget = reading.budget if budget is None else budget
-        self.layout = Layout(geometry.block_size, reading.sink, reading.local, self.budget)
+        self.layout = Layout(geometry.block_size, reading.sink, reading.local, budget or reading.budget)
         self.resident = load_resident(reader, model)
         self._reading = reading
         self._workspace = Workspace()
@@ -66,21 +77,72 @@ class Session:
         per_layer = self.layout.retrieved_blocks * 2 + (reading.sink + reading.local) // geometry.block_size
         self.source = BlockCache(reader.read_blocks, geometry.layers, per_layer, model.device)
 
-    def task(self, question: EncodedQuestion) -> Task:
+    def task(self, question: EncodedQuestion, budget: int | None = None) -> Task:
+        layout = replace(self.layout, budget=budget or self.layout.budget)
         return Task(
             resident=self.resident,
-            candidates=self.layout.candidates(self.tokens),
-            blocks=self.layout.retrieved_blocks,
+            candidates=layout.candidates(self.tokens),
+            blocks=layout.retrieved_blocks,
             block_size=self.layout.block_size,
             tokens=self.tokens,
             ranked_from=min(self._reading.sink, self.tokens - 1),
             own=question.own,
+            text=question.text,
             score=self._reading.score,
         )
 
-    def start(self, question: EncodedQuestion, policy: str, room: int) -> "Run":
+    def start(self, question: EncodedQuestion, policy: str, room: int, budget: int | None = None) -> "Run":
         """Feed a question and be ready to decode up to `room` tokens. Questions do not see one another."""
-        return Run(self, make_policy(policy, self.task(question)), question, room)
+        return self.run([make_policy(policy, self.task(question, budget))], question, room)[0]
+
+    def start_all(self, question: EncodedQuestion, settings: Sequence[tuple[str, int]], room: int) -> "list[Run]":
+        """One question under several policies and budgets (0: the session's), which go through the model together."""
+        tasks = [(policy, self.task(question, budget or None)) for policy, budget in settings]
+        return self.run([make_policy(policy, task) for policy, task in tasks], question, room)
+
+    def run(self, policies: Sequence[RetrievalPolicy], question: EncodedQuestion, room: int) -> "list[Run]":
+        """A run for each policy, the question fed."""
+        runs = [Run(self, policy, question, room) for policy in policies]
+        ids = question.ids.to(self.model.device)
+        with torch.inference_mode():
+            for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
+                began = time.perf_counter()
+                scouts = [run for run in runs if run.policy.scout_layers == depth]
+                cache = attention_cache(*(run.begin("scout") for run in scouts))
+                with first_layers(self.model, depth):
+                    rows = ids.expand(len(scouts), -1)
+                    self.model.model(input_ids=rows, past_key_values=cache, use_cache=True)
+                for run in scouts:
+                    run.scout_seconds = time.perf_counter() - began
+            for run in runs:
+                run.begin("question")
+            for run, logits in zip(runs, self.forward(runs, ids), strict=True):
+                run.settle(logits[-1], question)
+        return runs
+
+    def forward(self, runs: "Sequence[Run]", ids: Tensor, keep: int = 1) -> Tensor:
+        """Feed the same tokens `(W,)` to every run: logits `(R, keep, V)` fp32 of the last of them (0: of all)."""
+        cache = attention_cache(*(run.layers for run in runs))
+        rows = ids.expand(len(runs), -1)
+        with torch.inference_mode():
+            out = self.model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        return out.logits.float()
+
+    def follow(self, runs: "Sequence[Run]", tokens: Tensor) -> list[Tensor]:
+        """Logits `(A, V)` fp32 of every run after the question, and after each but the last of an answer's tokens
+        `(A,)`."""
+        logits = {run: [run.logits[None]] for run in runs}
+        for settled in (True, False):
+            ours = [run for run in runs if run.policy.settled == settled]
+            left = tokens[:-1].to(self.model.device)
+            # What was selected for the question stays: all tokens at once are as good as one by one.
+            for ids in [left] if settled else left.split(1):
+                if ours and len(ids):
+                    for run in ours:
+                        run.policy.begin("decode")
+                    for run, found in zip(ours, self.forward(ours, ids, keep=0), strict=True):
+                        logits[run].append(found)
+        return [torch.cat(logits[run]) for run in runs]
 
     def layers(self, policy: RetrievalPolicy) -> list[LayerAttention]:
         positions, space = self._reading.positions, self._workspace
@@ -91,42 +153,40 @@ class Session:
 
 
 class Run:
-    """One question in progress. `logits` `(V,)` fp32 are those of the next token."""
+    """One question in progress, made by `Session.run`. `logits` `(V,)` fp32 are those of the next token."""
 
     def __init__(self, session: Session, policy: RetrievalPolicy, question: EncodedQuestion, room: int) -> None:
-        ids = question.ids.to(session.model.device)
         self.policy = policy
-        self._session = session
-        self._layers = session.layers(policy)
-        self._cache = attention_cache(self._layers)
+        self.layers = session.layers(policy)
         self.scout_seconds = 0.0
-        room += len(ids)
-        with torch.inference_mode():
-            if policy.scout_layers:
-                began = time.perf_counter()
-                scouts = self._layers[: policy.scout_layers]
-                for layer in scouts:
-                    layer.begin(session.tokens, room)
-                policy.begin("scout")
-                with first_layers(session.model, policy.scout_layers):
-                    session.model.model(input_ids=ids[None], past_key_values=self._cache, use_cache=True)
-                self.scout_seconds = time.perf_counter() - began
-            for layer in self._layers:
-                layer.begin(session.tokens, room)
-                layer.want_mass = True
-            policy.begin("question")
-            self.logits = self._forward(ids)
-        mass = torch.stack([layer.document_mass(session.tokens) for layer in self._layers]).mean(dim=0)
-        mass /= session.resident.query_heads * len(ids)
+        self._session = session
+        self._room = room + len(question.ids)
+        self.logits = self.ranking = torch.empty(0)
+
+    def begin(self, step: Literal["scout", "question"]) -> list[LayerAttention]:
+        """Make ready for a pass over the question; returns the layers that it goes through."""
+        layers = self.layers[: self.policy.scout_layers] if step == "scout" else self.layers
+        for layer in layers:
+            layer.begin(self._session.tokens, self._room)
+            layer.want_mass = step == "question"
+        self.policy.begin(step)
+        return layers
+
+    def settle(self, logits: Tensor, question: EncodedQuestion) -> None:
+        """The question has gone through all layers: keep the next token's logits `(V,)` and rank the blocks."""
+        session = self._session
+        self.logits = logits
+        mass = torch.stack([layer.document_mass(session.tokens) for layer in self.layers]).mean(dim=0)
+        mass /= session.resident.query_heads * len(question.ids)
         mass[: session.task(question).ranked_from] = 0  # every head looks at the sink, whatever is asked
-        self.ranking = policy.ranking(block_sums(mass, session.layout.block_size).cpu())
-        for layer in self._layers:
+        self.ranking = self.policy.ranking(block_sums(mass, session.layout.block_size).cpu())
+        for layer in self.layers:
             layer.want_mass = False
 
     @property
     def blocks_of_layers(self) -> list[Tensor]:
         """Ids of the retrieved blocks that each layer attends to now."""
-        return [layer.chosen_blocks for layer in self._layers]
+        return [layer.chosen_blocks for layer in self.layers]
 
     @property
     def attended(self) -> set[int]:
@@ -141,10 +201,11 @@ class Run:
     def step(self, token: int) -> Tensor:
         """Feed one token; returns (and keeps) the next token's logits `(V,)` fp32."""
         self.policy.begin("decode")
-        with torch.inference_mode():
-            self.logits = self._forward(torch.tensor([token], device=self.logits.device))
+        self.logits = self._session.forward([self], torch.tensor([token], device=self.logits.device))[0, -1]
         return self.logits
 
-    def _forward(self, ids: Tensor) -> Tensor:
-        out = self._session.model(input_ids=ids[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        return out.logits[0, -1].float()
+    @property
+    def attended_tokens(self) -> list[int]:
+        """How many of the document's tokens each layer attends to now."""
+        near = self._session.tokens - self.layers[0].near_first
+        return [near + layer.far_tokens for layer in self.layers]

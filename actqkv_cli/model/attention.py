@@ -42,22 +42,22 @@ class AttentionLayer(Protocol):
 class Handle:
     """What the attention function receives in the place of the keys."""
 
-    layer: AttentionLayer
-    key: Tensor  # (1, Hkv, W, d)
+    layers: tuple[AttentionLayer, ...]  # one for each row of the batch
+    key: Tensor  # (B, Hkv, W, d)
 
 
 class _CacheLayer(CacheLayerMixin):
     """The shape of a cache that transformers asks for; positions are ours, so the lengths it tells do not matter."""
 
-    def __init__(self, layer: AttentionLayer) -> None:
+    def __init__(self, layers: tuple[AttentionLayer, ...]) -> None:
         super().__init__()
-        self.layer = layer
+        self.layers = layers
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Handle, Tensor]:
-        return Handle(self.layer, key_states), value_states
+        return Handle(self.layers, key_states), value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -69,9 +69,9 @@ class _CacheLayer(CacheLayerMixin):
         return -1
 
 
-def attention_cache(layers: Sequence[AttentionLayer]) -> Cache:
-    """A transformers cache that carries our layers to our attention function."""
-    return Cache(layers=[_CacheLayer(layer) for layer in layers])
+def attention_cache(*rows: Sequence[AttentionLayer]) -> Cache:
+    """A transformers cache that carries our layers, those of each row of a batch, to our attention function."""
+    return Cache(layers=[_CacheLayer(layers) for layers in zip(*rows, strict=True)])
 
 
 def _attention(
@@ -86,15 +86,16 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if not isinstance(key, Handle):
         raise TypeError("the actqkv attention runs only with a cache made by attention_cache()")
-    if query.shape[0] != 1 or attention_mask is not None:
-        raise ValueError("the actqkv attention takes one unpadded sequence at a time")
+    if query.shape[0] != len(key.layers) or attention_mask is not None:
+        raise ValueError("the actqkv attention takes one unpadded sequence for each row of its cache")
     call = Call(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         rotates=bool(getattr(module, "use_rope", True)),
         sliding_window=sliding_window,
     )
-    out = key.layer.attend(query[0], key.key[0], value[0], call)
-    return out.transpose(0, 1).unsqueeze(0), None  # (1, W, H, d)
+    rows = zip(key.layers, query, key.key, value, strict=True)
+    out = torch.stack([layer.attend(q, k, v, call) for layer, q, k, v in rows])
+    return out.transpose(1, 2), None  # (B, W, H, d)
 
 
 class _Unrotated(nn.Module):

@@ -48,10 +48,11 @@ class EncodedDocument:
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """What is fed at question time: ids `(W,)` int64, and which of them are the question's own."""
+    """What is fed at question time: ids `(W,)` int64, which of them are the question's own, and its text."""
 
     ids: Tensor
     own: slice
+    text: str = ""
 
 
 def template(tokenizer: Any) -> Template:
@@ -93,13 +94,18 @@ def encode_document(tokenizer: Any, pages: list[tuple[int, int, str]]) -> Encode
     return EncodedDocument(ids_, starts_, numbers_, len(prefix))
 
 
-def encode_question(tokenizer: Any, question: str) -> EncodedQuestion:
-    """The question between the rest of the template."""
+def encode_question(tokenizer: Any, question: str, instruction: str = "", prefix: str = "") -> EncodedQuestion:
+    """The question between the rest of the template.
+
+    instruction: how to answer, on lines of its own behind the question; prefix: what the answer is made to begin with.
+    """
     parts = template(tokenizer)
     between = tokenizer(parts.between, add_special_tokens=False)["input_ids"]
     own = _encode_plain(tokenizer, question)["input_ids"]
-    after = tokenizer(parts.after, add_special_tokens=False)["input_ids"]
-    return EncodedQuestion(torch.tensor(between + own + after), slice(len(between), len(between) + len(own)))
+    after = _encode_plain(tokenizer, f"\n{instruction}")["input_ids"] if instruction else []
+    after += tokenizer(parts.after, add_special_tokens=False)["input_ids"]
+    after += _encode_plain(tokenizer, prefix)["input_ids"]
+    return EncodedQuestion(torch.tensor(between + own + after), slice(len(between), len(between) + len(own)), question)
 
 
 def _encode_plain(tokenizer: Any, text: str) -> Any:

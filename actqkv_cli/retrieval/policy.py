@@ -1,12 +1,13 @@
 """What a retrieval policy is, and what it may look at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from actqkv_cli.errors import UsageError
 from actqkv_cli.store.manifest import RetrievalHead
 
 Step = Literal["scout", "question", "decode"]
@@ -18,7 +19,9 @@ class Resident:
 
     representatives: `(L, N, R, Hkv, d)`; heads: the model's retrieval heads, best first; head_keys: `(rows, T, d)`,
     the un-rotated keys of their kv heads, which head_rows names as (layer, kv head); query_heads: of the model;
-    density: one number a layer, the mean information density at calibration.
+    density: one number a layer, the mean information density at calibration; methods: what only some policies need,
+    see `method`; lexical: BM25 scores `(N,)` fp32 of the blocks for a question's text. The last two are made at
+    their first use.
     """
 
     representatives: Tensor
@@ -26,10 +29,22 @@ class Resident:
     heads: tuple[RetrievalHead, ...] = ()
     head_keys: Tensor | None = None
     density: tuple[float, ...] = ()
+    methods: Callable[[], Mapping[str, Tensor]] = dict
+    lexical: Callable[[str], Tensor] | None = None
 
     @property
     def head_rows(self) -> list[tuple[int, int]]:
         return head_rows(self.heads, self.query_heads, self.representatives.shape[3])
+
+    def method(self, name: str) -> Tensor:
+        """A tensor of `engine.methods`. Raises UsageError if the document was read without it."""
+        try:
+            return self.methods()[name]
+        except KeyError:
+            raise UsageError(
+                f"the document was read without what this policy needs ({name})",
+                "ingest it again with --baselines, or choose another --policy",
+            ) from None
 
 
 def head_rows(heads: Sequence[RetrievalHead], query_heads: int, kv_heads: int) -> list[tuple[int, int]]:
@@ -48,7 +63,7 @@ class Task:
 
     candidates: the blocks between sink and local window; blocks: how many of them a layer may have, on average;
     ranked_from: the first token that may be ranked, behind the sink; own: the question's own tokens in its window
-    (template left out).
+    (template left out); text: the question itself.
     """
 
     resident: Resident
@@ -58,21 +73,38 @@ class Task:
     tokens: int
     ranked_from: int
     own: slice
+    text: str = ""
     score: Literal["dot", "cosine"] = "dot"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Blocks to attend to, and single tokens beside them.
+
+    blocks: ascending ids of candidates, int64 on the CPU; tokens: `(m,)` int64 on the CPU, tokens of the document
+    that stand in none of the blocks; states: their keys and values `(2, Hkv, m, d)`, keys un-rotated.
+    """
+
+    blocks: Tensor
+    tokens: Tensor
+    states: Tensor
 
 
 class RetrievalPolicy(Protocol):
     """A retrieval method. The session calls `begin` before each pass over the layers, `select` in each layer.
 
-    scout_layers: how many layers a first, scouting pass over the question needs; 0 for none.
+    scout_layers: how many layers a first, scouting pass over the question needs; 0 for none. settled: whether what
+    was selected for the question stays for the answer.
     """
 
     scout_layers: int
+    settled: bool
 
     def begin(self, step: Step) -> None: ...
 
-    def select(self, layer: int, queries: Tensor) -> Tensor:
-        """Ids of the candidates to attend to, ascending, on the CPU. queries: `(H, W, d)`, un-rotated."""
+    def select(self, layer: int, queries: Tensor) -> Tensor | Selection:
+        """Ids of the candidates to attend to, ascending, on the CPU; or with tokens beside them. queries: `(H, W, d)`,
+        un-rotated."""
         ...
 
     def ranking(self, mass: Tensor) -> Tensor:

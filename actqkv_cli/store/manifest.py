@@ -20,6 +20,7 @@ from actqkv_cli.store.files import damaged
 FORMAT = 1
 MANIFEST, PROGRESS = "manifest.json", "ingest.json"
 TEXT, TOKENS, INDEX = "text.txt", "tokens.safetensors", "index.safetensors"
+METHODS = "methods.safetensors"
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,63}$"
 _MAX_TOKENS = 1 << 28
 _MAX_SEGMENTS = 99_999  # five digits in the file name
@@ -97,7 +98,8 @@ class Source(_Model):
 
 
 class Reading(_Model):
-    """How the document was prefilled; window, sink, local and budget in tokens."""
+    """How the document was prefilled; window, sink, local and budget in tokens; baselines: whether what only the
+    compared methods need was kept too."""
 
     window: int = Field(ge=1, le=_MAX_TOKENS)
     sink: Tokens
@@ -107,6 +109,7 @@ class Reading(_Model):
     prefill: Literal["windowed", "full"]
     representative: Literal["mean", "anchor"]
     score: Literal["dot", "cosine"]
+    baselines: bool = False
 
 
 class RetrievalHead(_Model):
@@ -199,11 +202,12 @@ class Progress(Draft):
 
 
 class Manifest(Progress):
-    """A whole document: the content of manifest.json."""
+    """A whole document: the content of manifest.json. `methods`: absent from documents of before there was one."""
 
     text: FileEntry
     token_file: FileEntry
     index: FileEntry
+    methods: FileEntry | None = None
 
     @model_validator(mode="after")
     def _check_files(self) -> "Manifest":
@@ -213,8 +217,9 @@ class Manifest(Progress):
             raise ValueError("the text's size does not fit its number of characters")
         if self.token_file.bytes > 12 * self.tokens + (1 << 20):
             raise ValueError("the token file is too large")
-        # The index is loaded whole: it must stay in proportion to what is really there.
-        if self.index.bytes > 2 * sum(segment.bytes for segment in self.segments) + (64 << 20):
+        # These are loaded whole: they must stay in proportion to what is really there.
+        most = 2 * sum(segment.bytes for segment in self.segments) + (64 << 20)
+        if self.index.bytes > most or (self.methods is not None and self.methods.bytes > most):
             raise ValueError("the index is too large")
         return self
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actqkv_cli.store.blocks import BlockFiles
 from actqkv_cli.store.files import check_content, damaged, open_sized, read_exact
-from actqkv_cli.store.manifest import INDEX, TEXT, TOKENS, load_manifest
+from actqkv_cli.store.manifest import INDEX, METHODS, TEXT, TOKENS, load_manifest
 from actqkv_cli.store.tensors import check_index, check_tokens, load_tensors
 
 
@@ -24,6 +24,7 @@ class DocumentReader:
         self._blocks = BlockFiles(folder, self.manifest.geometry, lambda: self.manifest.segments)
         self.bytes_read = self._blocks.bytes_read
         self._index: dict[str, Tensor] | None = None
+        self._methods: dict[str, Tensor] | None = None
         self._tokens: dict[str, Tensor] | None = None
         self._text: str | None = None
 
@@ -50,6 +51,14 @@ class DocumentReader:
             self._check(INDEX, self._index)
             self.bytes_read.index += self.manifest.index.bytes
         return self._index
+
+    def methods(self) -> dict[str, Tensor]:
+        """What only some retrieval methods need, empty in documents of before it was kept; loaded and verified once."""
+        if self._methods is None:
+            entry = self.manifest.methods
+            self._methods = {} if entry is None else load_tensors(self.folder / METHODS, entry)
+            self.bytes_read.index += 0 if entry is None else entry.bytes
+        return self._methods
 
     def tokens(self) -> dict[str, Tensor]:
         """ids, char_start, page: int32 (T,) each; loaded and verified once."""

@@ -20,7 +20,7 @@ def verify_document(folder: Path) -> list[str]:
         reader = DocumentReader(folder)
     except ActqkvError as error:
         return [error.message]
-    checks: list[Callable[[], object]] = [reader.text, reader.tokens, reader.index]
+    checks: list[Callable[[], object]] = [reader.text, reader.tokens, reader.index, reader.methods]
     for segment in manifest.segments:
         checks.append(partial(check_file, folder / segment.file, segment.bytes, segment.xxh3))
         checks.append(partial(_check_blocks, folder, segment, manifest.geometry))

@@ -21,6 +21,7 @@ from actqkv_cli.store.files import (
 from actqkv_cli.store.manifest import (
     INDEX,
     MANIFEST,
+    METHODS,
     PROGRESS,
     TEXT,
     TOKENS,
@@ -47,8 +48,8 @@ from actqkv_cli.store.tensors import check_index, check_tokens, tensor_header, w
 
 _JSON_PER_SEGMENT = 512  # bytes that one more segment adds to ingest.json, at most
 _OURS = re.compile(
-    rf"(kv-\d{{5}}\.safetensors|{re.escape(INDEX)}|{re.escape(TOKENS)}|{re.escape(TEXT)}|{re.escape(MANIFEST)}"
-    rf"|{re.escape(PROGRESS)})({re.escape(TEMPORARY)})?"
+    rf"(kv-\d{{5}}\.safetensors|{'|'.join(map(re.escape, (INDEX, METHODS, TOKENS, TEXT, MANIFEST, PROGRESS)))})"
+    rf"({re.escape(TEMPORARY)})?"
 )
 
 
@@ -135,12 +136,18 @@ class DocumentWriter:
         self._save_progress([*self._segments, segment])
         self._segments.append(segment)
 
-    def commit(self, text: str, tokens: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Manifest:
+    def commit(
+        self,
+        text: str,
+        tokens: Mapping[str, Tensor],
+        index: Mapping[str, Tensor],
+        methods: Mapping[str, Tensor] | None = None,
+    ) -> Manifest:
         """Completes the document. `text` must have source.characters characters.
 
         `tokens`: ids, char_start and page (any for the template's tokens), int32 (T,)
-        each. `index`: representatives (L, N, R, Hkv, d), and whatever else stays resident. Raises DiskFull,
-        ValueError.
+        each. `index`: representatives (L, N, R, Hkv, d), and whatever else stays resident. `methods`:
+        what only some retrieval methods load. Raises DiskFull, ValueError.
         """
         if len(self._segments) != self.draft.segment_count:
             raise ValueError(f"{len(self._segments)} of {self.draft.segment_count} segments are written")
@@ -149,7 +156,8 @@ class DocumentWriter:
         check_tokens(tokens, self.draft)
         check_index(index, self.draft)
         encoded = text.encode()
-        sizes = [len(tensor_header(part)[0]) + sum(map(_bytes, part.values())) for part in (tokens, index)]
+        parts = (tokens, index, methods or {})
+        sizes = [len(tensor_header(part)[0]) + sum(map(_bytes, part.values())) for part in parts]
         self._reserve(len(encoded) + sum(sizes))
         written = write_atomic(self.folder / TEXT, [encoded])
         manifest = Manifest.model_validate(
@@ -159,6 +167,7 @@ class DocumentWriter:
                 "text": FileEntry(bytes=written.bytes, xxh3=written.xxh3),
                 "token_file": write_tensors(self.folder / TOKENS, tokens),
                 "index": write_tensors(self.folder / INDEX, index),
+                "methods": write_tensors(self.folder / METHODS, methods) if methods else None,
             }
         )
         write_atomic(self.folder / MANIFEST, [encode(manifest)])
@@ -170,6 +179,9 @@ class DocumentWriter:
     def _resume(self) -> list[Segment]:
         """The segments of an earlier run that can be kept: those before the first one that is not whole."""
         if not (self.folder / PROGRESS).exists():
+            return []
+        if self.draft.reading.baselines:
+            self.warnings.append("starting over: the attention that tokens received so far is not kept")
             return []
         try:
             progress = load_progress(self.folder)

@@ -8,6 +8,7 @@ from actqkv_kernels.activation_probe import activation_probe
 from actqkv_kernels.block_attention import Workspace, block_attention
 from actqkv_kernels.block_scores import block_scores, density
 from actqkv_kernels.budget_shares import budget_shares
+from actqkv_kernels.key_bounds import bound_scores, key_bounds
 from actqkv_kernels.representatives import anchor_representatives, mean_representatives
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "anchor_representatives",
     "block_attention",
     "block_scores",
+    "bound_scores",
     "budget_shares",
     "density",
+    "key_bounds",
     "mean_representatives",
 ]

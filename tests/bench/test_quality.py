@@ -1,59 +1,131 @@
-"""What the bench counts, against cases worked by hand."""
+"""What the bench measures, against cases worked by hand and invariants on a tiny model."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tiny
 import torch
 
-from actqkv_cli.bench.quality import Outcome, _nll, read_questions, summary
+from actqkv_cli.bench import results
+from actqkv_cli.bench.examples import BETWEEN, Example, joined
+from actqkv_cli.bench.formats import read_examples
+from actqkv_cli.bench.paired import Measured
+from actqkv_cli.bench.quality import document_of, gold_blocks, likelihood, measure
 from actqkv_cli.errors import UsageError
+from actqkv_cli.retrieval.policies import policy_names
+from actqkv_cli.store.reader import DocumentReader
 
 
-def test_counts_and_means() -> None:
-    outcomes = [Outcome(True, True, True, 1.0), Outcome(False, True, False, 3.0), Outcome(False, False, False, 2.0)]
-    row = summary("heads", 960, outcomes)
-    assert (row["questions"], row["page_first"], row["page_in_three"], row["answered"]) == (3, 1, 2, 1)
-    assert row["nll"] == 2.0
-    assert row["nll_interval"] == pytest.approx(1.96 / math.sqrt(3), abs=1e-3)  # the sample's deviation is 1
+def log(*rows: list[float]) -> torch.Tensor:
+    return torch.tensor(rows).log()
 
 
-def test_a_lexical_row_has_no_answers() -> None:
-    assert "nll" not in summary("bm25", None, [Outcome(True, True)])
+def test_likelihood_by_hand() -> None:
+    """Two gold tokens with 3/4 and 1/8 of the probability; the reference agrees on the first argmax only."""
+    found = likelihood(log([0.75, 0.25], [0.875, 0.125]), torch.tensor([0, 1]), log([0.5, 0.5], [0.25, 0.75]))
+    assert found["nll"] == pytest.approx(-(math.log(0.75) + math.log(0.125)) / 2)
+    assert found["agreement"] == 0.5
+    first = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    second = 0.25 * math.log(0.25 / 0.875) + 0.75 * math.log(0.75 / 0.125)
+    assert found["divergence"] == pytest.approx((first + second) / 2)
+    assert set(likelihood(log([0.5, 0.5]), torch.tensor([0]), None)) == {"nll"}
 
 
-def test_likelihood_is_that_of_the_expected_tokens() -> None:
-    class Steps:
-        """Token t is followed by t + 1 with probability 3/4, by the other of four with 1/12 each."""
+def example(**changes: Any) -> Example:
+    plain = Example("1", "task", "context", "Who?", ("x",), "best_subspan_em", 8)
+    return replace(plain, **changes)
 
-        def __init__(self) -> None:
-            self.logits = self._after(0)
 
-        def _after(self, token: int) -> torch.Tensor:
-            p = torch.full((4,), 1 / 12)
-            p[(token + 1) % 4] = 3 / 4
-            return p.log()
+class TestJoined:
+    def test_spans_hold_the_same_text(self) -> None:
+        texts = ["alpha beta", "gamma", "delta epsilon zeta"]
+        made = joined(
+            [example(id=str(i), context=text, spans=((0, 5),)) for i, text in enumerate(texts)], 100, lambda t: len(t)
+        )
+        assert {e.context for e in made} == {BETWEEN.join(texts)}
+        assert [e.context[slice(*e.spans[0])] for e in made] == ["alpha", "gamma", "delta"]
 
-        def step(self, token: int) -> torch.Tensor:
-            self.logits = self._after(token)
-            return self.logits
+    def test_documents_stay_within_their_length_and_keep_the_order(self) -> None:
+        texts = [f"{i} " * 10 for i in range(20)]
+        made = joined([example(id=str(i), context=t) for i, t in enumerate(texts)], 70, lambda t: len(t.split()))
+        assert [e.id for e in made] == [str(i) for i in range(20)]
+        assert [len(e.context.split()) for e in made] == [70] * 14 + [60] * 6
+        assert all(text in e.context for text, e in zip(texts, made, strict=True))
 
-    assert _nll(Steps(), [1, 2, 3]) == pytest.approx(-math.log(3 / 4))  # type: ignore[arg-type]
-    assert _nll(Steps(), [1, 1]) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 12)) / 2)  # type: ignore[arg-type]
+    def test_equal_contexts_stand_once_and_long_ones_alone(self) -> None:
+        made = joined([example(context="a b"), example(context="a b"), example(context="c " * 50)], 9, lambda t: len(t))
+        assert [e.context for e in made] == ["a b", "a b", "c " * 50]
+
+
+class TestResults:
+    ROW = Measured("1", "task", "document", 9, "heads", 960, {"nll": 1.5}, 0.25)
+
+    def test_a_run_goes_on_where_it_was(self, tmp_path: Path) -> None:
+        assert results.resume(tmp_path / "run", {"a": [1, 2]}) == []
+        results.append(tmp_path / "run", [self.ROW, replace(self.ROW, example="2")])
+        assert results.resume(tmp_path / "run", {"a": [1, 2]}) == [self.ROW, replace(self.ROW, example="2")]
+
+    @pytest.mark.parametrize("cut", [1, 10])
+    def test_a_line_cut_by_a_kill_is_measured_again(self, cut: int, tmp_path: Path) -> None:
+        results.resume(tmp_path, {})
+        results.append(tmp_path, [self.ROW])
+        results.append(tmp_path, [replace(self.ROW, example="2")])
+        path = tmp_path / results.ROWS
+        path.write_bytes(path.read_bytes()[:-cut])
+        assert results.resume(tmp_path, {}) == [self.ROW]
+        results.append(tmp_path, [self.ROW])
+        assert len(path.read_text().splitlines()) == 2
+
+    def test_another_run_is_refused(self, tmp_path: Path) -> None:
+        results.resume(tmp_path, {"model": "a"})
+        with pytest.raises(UsageError, match="model differs"):
+            results.resume(tmp_path, {"model": "b"})
+
+
+def test_a_documents_characters_stay_as_they_are() -> None:
+    text = "  two\n\n\n words\t \n"
+    assert document_of(text).text == text
+
+
+def test_gold_blocks_are_those_of_the_spans(tmp_path: Path) -> None:
+    """A token is a word of 5 characters, a block has 8 of them."""
+    tiny.ingest(tiny.model(), tiny.tokens(100), tmp_path / "document", tiny.reading())
+    with DocumentReader(tmp_path / "document") as reader:
+        spans = [(tiny.WORD * a, tiny.WORD * b) for a, b in ((0, 1), (7, 9), (16, 24), (99, 100), (8, 33))]
+        spans = (*spans, (tiny.WORD * 8 - 1, tiny.WORD * 8), (tiny.WORD * 8, tiny.WORD * 8 + 1))
+        assert gold_blocks(reader, example(spans=spans)) == [{0}, {0, 1}, {2}, {12}, {1, 2, 3, 4}, {0}, {1}]
+
+
+def test_every_policy_is_measured_beside_full_attention(tmp_path: Path) -> None:
+    """With a budget that covers the document all policies are full attention."""
+    model = tiny.model()
+    words = tiny.tokenizer(["who built the lighthouse and when"] * 3, special=["<s>", "</s>"])
+    loaded: Any = SimpleNamespace(model=model, tokenizer=words)
+    tiny.ingest(model, tiny.tokens(301), tmp_path / "document", tiny.reading(baselines=True), tiny.HEADS)
+    asked = example(question="who built it", answers=("the lighthouse",), spans=((50, 60),), pages=(1,))
+    settings = [("full", 0), *((policy, 1000) for policy in policy_names() if policy != "full")]
+    with tiny.opened(model, tmp_path / "document") as session, DocumentReader(tmp_path / "document") as reader:
+        rows = list(measure(loaded, session, reader, asked, settings, generate=False))
+        poor = list(measure(loaded, session, reader, asked, [("full", 0), ("streaming", 40)], generate=True))
+    assert [(row.policy, row.budget) for row in rows] == settings
+    for row in rows:
+        assert row.values["nll"] == pytest.approx(rows[0].values["nll"], abs=1e-4)
+        assert row.values["divergence"] == pytest.approx(0, abs=1e-5)
+        assert row.values["agreement"] == 1
+        assert row.values["recall1"] <= row.values["recall3"] <= row.values["recall5"]
+        assert row.values["attended"] == 301
+        json.dumps(row.values)
+    assert poor[1].values["divergence"] > 1e-3
+    assert poor[1].values["attended"] < 50
+    assert {"score", "page1", "page3"} <= poor[1].values.keys()
 
 
 def test_the_sample_questions_are_read() -> None:
-    questions = read_questions(Path(__file__).parents[2] / "sample_docs" / "questions.jsonl")
+    questions = read_examples(Path(__file__).parents[2] / "sample_docs" / "questions.jsonl")
     assert len(questions) >= 40
-    assert all(question.answers and question.pages for question in questions)
-
-
-@pytest.mark.parametrize(
-    "line", ["{", "[]", json.dumps({"document": "a", "question": "b", "answers": [], "pages": [1]})]
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    good = json.dumps({"document": "a", "question": "b", "answers": ["c"], "pages": [1]})
-    (tmp_path / "q.jsonl").write_text(f"{good}\n{line}\n")
-    with pytest.raises(UsageError, match="line 2"):
-        read_questions(tmp_path / "q.jsonl")
+    assert all(question.answers and question.pages and question.document for question in questions)

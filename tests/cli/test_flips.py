@@ -20,10 +20,10 @@ from actqkv_cli.store.verify import verify_document
 FLIPS = int(os.environ.get("ACTQKV_FLIPS", "200"))
 
 
-def ask(folder: Path, loaded: Any) -> object:
+def ask(folder: Path, loaded: Any, policy: str) -> object:
     """Answer, sources and all else that `actqkv ask` would print of a document."""
     with DocumentReader(folder) as reader, open_session(loaded.model, reader, 1024) as session:
-        run = session.start(encode_question(loaded.tokenizer, "Who built the lighthouse?"), "heads", 4)
+        run = session.start(encode_question(loaded.tokenizer, "Who built the lighthouse?"), policy, 4)
         answer = decode(run, loaded.model, loaded.tokenizer, Sampling(1.0, 0.9, 3, 4), lambda text: None)
         tokens, manifest = reader.tokens(), reader.manifest
         place = (reader.text(), tokens["char_start"], tokens["page"], manifest.document_start)
@@ -32,10 +32,15 @@ def ask(folder: Path, loaded: Any) -> object:
         return answer, sources, blocks, run.logits.tolist(), manifest
 
 
+def ask_both(folder: Path, loaded: Any) -> object:
+    """With the default policy, and with one that needs the tensors of methods.safetensors."""
+    return ask(folder, loaded, "heads"), ask(folder, loaded, "acre")
+
+
 def failure(folder: Path, loaded: Any, expected: object) -> str:
     """The error of an ask, or "" where it gives what is expected."""
     try:
-        found = ask(folder, loaded)
+        found = ask_both(folder, loaded)
     except (StoreDamaged, IdentityMismatch) as error:
         return error.message
     assert found == expected, "a changed answer without an error"
@@ -47,10 +52,10 @@ def test_200_flips(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
     folder = box.folder("handbook")
     settings = Settings(home=box.home, cache=library.cache, device="cpu", offline=True)
     loaded = load(locate(str(tiny), settings, quiet=True), "float32", settings)
-    expected = ask(folder, loaded)
-    assert ask(folder, loaded) == expected
+    expected = ask_both(folder, loaded)
+    assert ask_both(folder, loaded) == expected
     files = sorted(folder.iterdir())
-    assert len(files) == 6  # manifest, text, tokens, index, and two segments
+    assert len(files) == 7  # manifest, text, tokens, index, methods, and two segments
     draw, counts = random.Random(5), {"by ask": 0, "by verify": 0, "harmless": 0}
     for number in range(FLIPS):
         path = files[number % len(files)]
@@ -63,7 +68,7 @@ def test_200_flips(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
             assert path.name == "manifest.json", f"{path.name} at {offset}: nobody noticed"
         counts["by ask" if told else "by verify" if problems else "harmless"] += 1
         flip(path, offset, mask)
-    assert ask(folder, loaded) == expected
+    assert ask_both(folder, loaded) == expected
     assert verify_document(folder) == []
     print(counts)
     assert sum(counts.values()) == FLIPS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actqkv_cli.commands.ingest import _reading
+from actqkv_cli.commands.ingest import reading_of
 from actqkv_cli.config import load_settings
 
 
@@ -14,9 +14,10 @@ from actqkv_cli.config import load_settings
         ("positions", "compact"),
         ("prefill", "full"),
         ("budget", 1024),
+        ("baselines", True),
     ],
 )
 def test_every_setting_reaches_the_reading(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert getattr(_reading(load_settings()), name) != value
+    assert getattr(reading_of(load_settings()), name) != value
     monkeypatch.setenv(f"ACTQKV_{name.upper()}", str(value))
-    assert getattr(_reading(load_settings()), name) == value
+    assert getattr(reading_of(load_settings()), name) == value

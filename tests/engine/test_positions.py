@@ -10,6 +10,7 @@ from torch import Tensor
 from actqkv_cli.engine.layer import LayerAttention, Positions
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
+from actqkv_cli.retrieval.policy import Selection
 from actqkv_kernels import Workspace
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -36,48 +37,59 @@ def rotated(family: str, x: Tensor, positions: Tensor) -> Tensor:
     return result
 
 
-def dense(family: str, query: Tensor, states: Tensor, distance: Tensor, seen: Tensor, rotates: bool) -> Tensor:
-    """Attention of `(H, W, d)` queries to `(2, Hkv, M, d)` states, each pair at a distance `(W, M)` of its own."""
+def dense(
+    family: str, query: Tensor, states: Tensor, distance: Tensor, seen: Tensor, rotates: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention of `(H, W, d)` queries to `(2, Hkv, M, d)` states, each pair at a distance `(W, M)` of its own; and
+    how much of it each key received, `(M,)`."""
     keys, values = states.repeat_interleave(HEADS // KV_HEADS, dim=1)
     if rotates:
         keys = rotated(family, keys, torch.zeros(keys.shape[1], dtype=torch.int64))
-    rows = []
+    rows, received = [], torch.zeros(keys.shape[1], dtype=torch.float64)
     for token in range(query.shape[1]):
         own = query[:, token : token + 1].expand(-1, keys.shape[1], -1)
         own = rotated(family, own, distance[token].clamp(min=0)) if rotates else own
         scores = (own * keys).sum(dim=-1).double() * DIM**-0.5
         p = scores.masked_fill(~seen[token], float("-inf")).softmax(dim=-1)
         rows.append((p[..., None] * values.double()).sum(dim=1))
-    return torch.stack(rows, dim=1).float()
+        received += p.sum(dim=0)
+    return torch.stack(rows, dim=1).float(), received.float()
 
 
 @pytest.mark.parametrize("family", ["llama", "yarn"])
 @pytest.mark.parametrize("positions", ["original", "compact", "clamped"])
 @pytest.mark.parametrize("sliding", [None, 20, 34, 40])
-@pytest.mark.parametrize("chosen", [[], [2, 3, 7], [1, 9, 10, 14]])
+@pytest.mark.parametrize(
+    ("chosen", "loose"),
+    [([], []), ([2, 3, 7], []), ([1, 9, 10, 14], [23, 47, 95]), ([], [8, 40, 41, 127])],
+    ids=["nothing", "blocks", "blocks and tokens", "tokens"],
+)
 @pytest.mark.parametrize("rotates", [True, False])
 def test_every_pair_stands_at_its_distance(
-    family: str, positions: Positions, sliding: int | None, chosen: list[int], rotates: bool
+    family: str, positions: Positions, sliding: int | None, chosen: list[int], loose: list[int], rotates: bool
 ) -> None:
     document = Document()
     layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, 1 << 20)
     draw = torch.Generator().manual_seed(4)
     rotary = Rotary(tiny.model(family))
 
-    def select(layer: int, queries: Tensor) -> Tensor:
-        return torch.tensor(chosen).long()
+    def select(layer: int, queries: Tensor) -> Tensor | Selection:
+        ids, tokens = torch.tensor(chosen).long(), torch.tensor(beside).long()
+        return Selection(ids, tokens, document.tokens[:, :, tokens]) if loose else ids
 
     layer = LayerAttention(0, document, select, rotary, layout, positions, Workspace())
+    layer.want_mass = True
     layer.begin(POSITION, 2)  # less room than is needed
     near_first = layout.near_start(POSITION) * tiny.BLOCK
     fed = document.tokens[:, :, :0]
-    for window in (9, 1, 1):
+    for window, beside in zip((9, 1, 1), (loose, loose, loose[1:]), strict=True):  # the blocks stay, a token goes
         query = torch.randn(HEADS, window, DIM, generator=draw)
         key, value = torch.randn(2, KV_HEADS, window, DIM, generator=draw)
         fed = torch.cat([fed, torch.stack([key, value])], dim=2)
         ours = layer.attend(query, key, value, Call(DIM**-0.5, rotates, sliding))
 
-        far = torch.cat([torch.arange(i * tiny.BLOCK, (i + 1) * tiny.BLOCK) for i in [0, *chosen]])
+        blocks = [torch.arange(i * tiny.BLOCK, (i + 1) * tiny.BLOCK) for i in [0, *chosen]]
+        far = torch.cat([*blocks, torch.tensor(beside).long()]).sort().values
         near = torch.arange(near_first, POSITION + fed.shape[2])
         states = torch.cat([document.tokens[:, :, far], document.tokens[:, :, near_first:POSITION], fed], dim=2)
         true = torch.cat([far, near])
@@ -86,8 +98,12 @@ def test_every_pair_stands_at_its_distance(
         if positions == "clamped":
             distance[:, : len(far)] = tiny.LOCAL
         seen = (true[-window:, None] >= true) & (distance < (sliding or 1 << 30))
-        expected = dense(family, query, states, distance, seen, rotates)
+        expected, received = dense(family, query, states, distance, seen, rotates)
         torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+        mass = torch.zeros(POSITION)
+        mass[true[true < POSITION]] = received[true < POSITION]
+        torch.testing.assert_close(layer.document_mass(POSITION), mass, atol=1e-4, rtol=1e-4)
+        assert layer.far_tokens == len(far)
 
 
 def test_rotation_depends_on_the_distance_alone() -> None:

@@ -16,44 +16,6 @@ from actqkv_cli.store.writer import DocumentWriter
 TOKENS = 299  # 37 blocks and 3 tokens: fewer than there are anchors
 
 
-def stored_states(folder: Path) -> tuple[Tensor, Tensor]:
-    """All blocks `(L, N, 2, Hkv, b, d)` and representatives `(L, N, 1, Hkv, d)` of a document."""
-    with DocumentReader(folder) as reader:
-        manifest = reader.manifest
-        blocks = [reader.read_blocks(layer, range(manifest.block_count)) for layer in range(manifest.geometry.layers)]
-        return torch.stack(blocks), reader.index()["representatives"]
-
-
-def stock_states(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys before rotation and values, `(L, 2, Hkv, T, d)`, and attention `(L, H, T, T)`, from transformers alone."""
-    caught: dict[tuple[int, int], Tensor] = {}
-    hooks = []
-    for number, layer in enumerate(model.model.layers):
-        projections = (
-            getattr(layer.self_attn, "k_norm", layer.self_attn.k_proj),
-            layer.self_attn.v_proj,
-        )
-        for kind, projection in enumerate(projections):
-            place = (number, kind)
-            hooks.append(
-                projection.register_forward_hook(
-                    lambda module, given, out, place=place: caught.update({place: out.detach()})
-                )
-            )
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attention = model(ids[None], use_cache=False, output_attentions=True).attentions
-    model.set_attn_implementation(implementation)
-    for hook in hooks:
-        hook.remove()
-    states = [
-        torch.stack([caught[number, kind].reshape(len(ids), -1, 16).transpose(0, 1) for kind in (0, 1)])
-        for number in range(len(model.model.layers))
-    ]
-    return torch.stack(states), torch.cat(attention)
-
-
 def as_blocks(states: Tensor) -> Tensor:
     """`(L, 2, Hkv, T, d)` -> `(L, N, 2, Hkv, b, d)`, zeros behind the last token."""
     padded = torch.nn.functional.pad(states, (0, 0, 0, -states.shape[3] % tiny.BLOCK))
@@ -71,9 +33,8 @@ def test_stores_keys_before_rotation_and_values(
     model, ids = tiny.model(family), tiny.tokens(TOKENS)
     how = tiny.reading(window=window, prefill=prefill)
     tiny.ingest(model, ids, tmp_path / "document", how, segment_tokens=segment)
-    blocks, representatives = stored_states(tmp_path / "document")
-    states, _ = stock_states(model, ids)
-    torch.testing.assert_close(blocks, as_blocks(states), atol=1e-4, rtol=1e-4)
+    blocks, representatives, _ = tiny.stored(tmp_path / "document")
+    torch.testing.assert_close(blocks, as_blocks(tiny.stock(model, ids).states), atol=1e-4, rtol=1e-4)
     assert (blocks[:, -1, :, :, TOKENS % tiny.BLOCK :] == 0).all()
     for block in range(blocks.shape[1]):
         real = min(tiny.BLOCK, TOKENS - block * tiny.BLOCK)
@@ -86,8 +47,8 @@ def test_anchors_are_the_keys_that_received_most_local_attention(window: int, se
     model, ids = tiny.model(), tiny.tokens(TOKENS)
     how = tiny.reading(window=window, representative="anchor")
     tiny.ingest(model, ids, tmp_path / "document", how, segment_tokens=segment)
-    blocks, representatives = stored_states(tmp_path / "document")
-    _, attention = stock_states(model, ids)
+    blocks, representatives, _ = tiny.stored(tmp_path / "document")
+    attention = tiny.stock(model, ids).attention
     layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, 1 << 20)
     mass = torch.zeros(4, 2, TOKENS)
     for position in range(0, TOKENS, window):
@@ -107,7 +68,7 @@ def test_keeps_the_keys_of_the_retrieval_heads(segment: int, tmp_path: Path) -> 
     heads = [RetrievalHead(layer=layer, head=head, score=1) for layer, head in ((3, 2), (1, 1), (1, 3), (3, 3))]
     ids = tiny.tokens(TOKENS)
     tiny.ingest(tiny.model(), ids, tmp_path / "document", tiny.reading(), heads, segment)
-    blocks, _ = stored_states(tmp_path / "document")
+    blocks, _, _ = tiny.stored(tmp_path / "document")
     with DocumentReader(tmp_path / "document") as reader:
         found = reader.index()["head_keys"]
     expected = [blocks[layer, :, 0, head].flatten(0, 1)[:TOKENS] for layer, head in ((1, 0), (1, 1), (3, 1))]
@@ -158,6 +119,7 @@ def test_an_interruption_leaves_no_trace(representative: str, prefill: str, posi
         return folder
 
     undisturbed = read("undisturbed", -1)
+    assert (undisturbed / "methods.safetensors").exists()
     resumed_at = set()
     for stop_at in (*range(0, len(ids), how.window), len(ids)):
         with pytest.raises(Interrupted):
@@ -215,7 +177,7 @@ def test_windowed_prefill_retrieves_what_it_should(
 
     monkeypatch.setattr(LayerAttention, "attend", noting)
     tiny.ingest(tiny.model(), tiny.tokens(205), tmp_path / "document", how)
-    _, representatives = stored_states(tmp_path / "document")
+    _, representatives, _ = tiny.stored(tmp_path / "document")
     layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, budget)
     for number, (query, chosen) in enumerate(calls):
         window, layer = divmod(number, 4)

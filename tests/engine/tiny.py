@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from actqkv_cli.engine.ingest import _head_keys
+from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import EncodedQuestion
@@ -29,6 +31,7 @@ from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
 VOCABULARY = 1000
+WORD = 5  # characters of the text to a token
 BLOCK, SINK, LOCAL = 8, 8, 32
 HEADS = (RetrievalHead(layer=1, head=2, score=0.9), RetrievalHead(layer=0, head=1, score=0.5))
 SMALL = {
@@ -86,6 +89,11 @@ def tokens(count: int, seed: int = 0) -> Tensor:
     return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
 
 
+def words(ids: Tensor) -> str:
+    """The text that tokens stand for: each a word of its own, of `WORD` characters with the space behind it."""
+    return "".join(f"t{token:03d} " for token in ids.tolist())
+
+
 def geometry(of: Any, segment_tokens: int = 32) -> Geometry:
     config = of.config
     return Geometry(
@@ -122,7 +130,7 @@ def draft(
 ) -> Draft:
     return Draft(
         id=name,
-        source=Source(name=name, sha256="0" * 64, page_count=1, characters=len(ids), extractor="none"),
+        source=Source(name=name, sha256="0" * 64, page_count=1, characters=len(words(ids)), extractor="none"),
         model={},
         geometry=geometry(of, segment_tokens),
         reading=how,
@@ -145,12 +153,13 @@ def ingest(
     """Read tokens into a document's folder, as `engine.ingest` does with a file; resumes as it does."""
     plan = draft(of, ids, folder.name, how, heads, segment_tokens)
     with DocumentWriter.open(folder, plan) as writer:
-        representatives = prefill(of, ids, writer, plan.geometry, how, progress)
+        prefilled = prefill(of, ids, writer, plan.geometry, how, progress)
         loaded: Any = SimpleNamespace(model=of)
-        index = {"representatives": representatives.cpu(), **_head_keys(writer, plan, loaded)}
-        places = torch.arange(len(ids), dtype=torch.int32)
-        tables = {"ids": ids.int(), "char_start": places, "page": torch.ones_like(places)}
-        return writer.commit("x" * len(ids), tables, index)
+        index = {"representatives": prefilled.representatives.cpu(), **_head_keys(writer, plan, loaded)}
+        methods = method_tensors(prefilled, writer, plan.geometry, how, plan.tokens)
+        starts = torch.arange(len(ids), dtype=torch.int32) * WORD
+        tables = {"ids": ids.int(), "char_start": starts, "page": torch.ones_like(starts)}
+        return writer.commit(words(ids), tables, index, methods)
 
 
 @contextmanager
@@ -160,7 +169,7 @@ def opened(of: Any, folder: Path, budget: int | None = None) -> Iterator[Session
 
 
 def question(ids: Tensor, own: slice | None = None) -> EncodedQuestion:
-    return EncodedQuestion(ids, slice(0, len(ids)) if own is None else own)
+    return EncodedQuestion(ids, slice(0, len(ids)) if own is None else own, words(ids))
 
 
 def answer_logits(session: Session, asked: Tensor, policy: str, answer: Tensor, room: int | None = None) -> Tensor:
@@ -169,10 +178,64 @@ def answer_logits(session: Session, asked: Tensor, policy: str, answer: Tensor, 
     return torch.stack([run.logits, *(run.step(int(token)) for token in answer)])
 
 
-def stock_logits(of: Any, ids: Tensor, count: int) -> Tensor:
-    """Logits `(count, V)` at the last positions, by transformers alone."""
+def stock_logits(of: Any, ids: Tensor, count: int, document: int = 0, seen: Tensor | None = None) -> Tensor:
+    """Logits `(count, V)` at the last positions, by transformers alone.
+
+    seen: of the first `document` tokens, those that the tokens behind them look at, int64; None: all.
+    """
+    mask = None
+    if seen is not None:
+        looks = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+        looks[document:, :document] = torch.isin(torch.arange(document), seen)
+        mask = torch.zeros(1, 1, *looks.shape).masked_fill(~looks, torch.finfo(torch.float32).min)
     with torch.inference_mode():
-        return of(ids[None], use_cache=False).logits[0, -count:].float()
+        return of(ids[None], attention_mask=mask, use_cache=False).logits[0, -count:].float()
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a model computes of tokens: queries `(L, H, T, d)`, keys and values `(L, 2, Hkv, T, d)`, queries and keys
+    before rotation; attention `(L, H, T, T)`."""
+
+    queries: Tensor
+    states: Tensor
+    attention: Tensor
+
+
+def stock(of: Any, ids: Tensor) -> Stock:
+    """By transformers alone."""
+    caught: dict[tuple[int, str], Tensor] = {}
+    hooks = []
+    for number, layer in enumerate(of.model.layers):
+        for kind in ("q", "k", "v"):
+            projection = getattr(layer.self_attn, f"{kind}_norm", getattr(layer.self_attn, f"{kind}_proj"))
+            hooks.append(
+                projection.register_forward_hook(
+                    lambda module, given, out, place=(number, kind): caught.update({place: out.detach()})
+                )
+            )
+    implementation = of.config._attn_implementation
+    of.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attention = of(ids[None], use_cache=False, output_attentions=True).attentions
+    of.set_attn_implementation(implementation)
+    for hook in hooks:
+        hook.remove()
+    q, k, v = (
+        torch.stack(
+            [caught[n, kind].reshape(len(ids), -1, of.config.head_dim).transpose(0, 1) for n in range(len(attention))]
+        )
+        for kind in ("q", "k", "v")
+    )
+    return Stock(q, torch.stack([k, v], dim=1), torch.cat(attention))
+
+
+def stored(folder: Path) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """All blocks `(L, N, 2, Hkv, b, d)` of a document, representatives `(L, N, 1, Hkv, d)`, and `engine.methods`."""
+    with DocumentReader(folder) as reader:
+        manifest = reader.manifest
+        blocks = [reader.read_blocks(layer, range(manifest.block_count)) for layer in range(manifest.geometry.layers)]
+        return torch.stack(blocks), reader.index()["representatives"], reader.methods()
 
 
 def tokenizer(

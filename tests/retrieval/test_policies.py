@@ -2,78 +2,68 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import mean, pstdev
+from typing import Any, Literal
 
 import pytest
 import tiny
 import torch
+from hand_made import (
+    BLOCK,
+    DIM,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    RETRIEVAL_HEADS,
+    SINK,
+    TOKENS,
+    make_task,
+    normal,
+    question,
+    run,
+    top,
+)
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policies import actqkv, heads, make_policy, policy_names
-from actqkv_cli.retrieval.policy import Resident, RetrievalPolicy, Task, best
-from actqkv_cli.store.manifest import RetrievalHead
+from actqkv_cli.retrieval.policies import actqkv, heads, hybrid, make_policy, needs, policy_names, usual_budget
+from actqkv_cli.retrieval.policy import Task, best
+from actqkv_kernels import activation_probe, block_scores
 
-LAYERS, HEADS, KV_HEADS, DIM = 4, 4, 2, 16
-TOKENS, BLOCK, SINK = 397, 8, 8
-RETRIEVAL_HEADS = (
-    RetrievalHead(layer=1, head=2, score=1),
-    RetrievalHead(layer=2, head=0, score=0.5),
-    RetrievalHead(layer=1, head=1, score=0.5),
-)
+SPECS = [*policy_names(), "acre:layer:attended", "acre:random", "acre:l1", "actqkv:mean:uniform", "heads:uniform"]
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def make_task(blocks: int = 10, own: slice = slice(3, 12), candidates: range = range(1, 46)) -> Task:
-    count = -(-TOKENS // BLOCK)
-    resident = Resident(
-        representatives=normal(0, LAYERS, count, 1, KV_HEADS, DIM),
-        query_heads=HEADS,
-        heads=RETRIEVAL_HEADS,
-        head_keys=normal(1, 3, TOKENS, DIM),  # (1, 0), (1, 1), (2, 0)
-        density=(0.9, 0.8, 0.5, 0.3),
-    )
-    return Task(resident, candidates, blocks, BLOCK, TOKENS, SINK, own)
-
-
-def run(policy: RetrievalPolicy, seed: int, steps: int = 4) -> list[list[Tensor]]:
-    """What a question of 15 tokens and the steps after it choose, layer by layer, as a session would ask."""
-    passes = [("question", 15), *[("decode", 1)] * steps]
-    if policy.scout_layers:
-        passes.insert(0, ("scout", 15))
-    chosen = []
-    for number, (step, window) in enumerate(passes):
-        policy.begin(step)  # type: ignore[arg-type]
-        layers = policy.scout_layers if step == "scout" else LAYERS
-        queries = [3 * normal(seed + 100 * number + layer, HEADS, window, DIM) for layer in range(layers)]
-        chosen.append([policy.select(layer, query) for layer, query in enumerate(queries)])
-    return chosen
-
-
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("candidates", [range(1, 46), range(1, 4), range(1, 2), range(1, 1), range(0, 0)])
 @pytest.mark.parametrize("blocks", [0, 1, 7, 100])
-def test_choices_are_ascending_unique_candidates(name: str, candidates: range, blocks: int) -> None:
+def test_what_is_selected_are_ascending_unique_candidates(name: str, candidates: range, blocks: int) -> None:
+    """Whole ones, and single tokens of others."""
     for choices in run(make_policy(name, make_task(blocks, candidates=candidates)), 1):
-        for ids in choices:
-            assert ids.dtype == torch.int64
-            assert ids.device.type == "cpu"
-            assert ids.tolist() == sorted(set(ids.tolist()))
-            assert set(ids.tolist()) <= set(candidates)
+        for chosen in choices:
+            for ids in (chosen.blocks, chosen.tokens):
+                assert ids.dtype == torch.int64
+                assert ids.device.type == "cpu"
+                assert ids.tolist() == sorted(set(ids.tolist()))
+            assert chosen.states.shape == (2, KV_HEADS, len(chosen.tokens), DIM)
+            places = set((chosen.tokens // BLOCK).tolist())
+            assert set(chosen.blocks.tolist()) <= set(candidates) - places
+            assert places <= set(candidates)
+            everything = name == "full" or blocks == 100
+            if name.startswith("acre") or everything or name.startswith(("actqkv", "heads", "hybrid")):
+                continue
+            assert len(chosen.blocks) == min(blocks, len(candidates))
 
 
-@pytest.mark.parametrize("name", ["actqkv", "heads"])
+@pytest.mark.parametrize("name", ["actqkv", "actqkv:uniform", "heads", "heads:uniform", "hybrid"])
 @pytest.mark.parametrize("blocks", [0, 1, 7, 10, 45, 100])
 def test_the_layers_share_the_budget_exactly(name: str, blocks: int) -> None:
     policy = make_policy(name, make_task(blocks))
-    passes = run(policy, 2)
-    for choices in passes[1:] if policy.scout_layers else passes:
-        assert sum(map(len, choices)) == min(blocks, 45) * LAYERS
+    passes = [[len(chosen.blocks) for chosen in choices] for choices in run(policy, 2)]
+    for counts in passes[1:] if policy.scout_layers else passes:
+        assert sum(counts) == min(blocks, 45) * LAYERS
+        assert "uniform" not in name or len(set(counts)) == 1
     if policy.scout_layers:  # the scouts take few blocks, and never more than the budget
-        assert {len(ids) for ids in passes[0]} == {min(heads.SCOUT_BLOCKS, blocks)}
+        assert set(passes[0]) == {min(heads.SCOUT_BLOCKS, blocks)}
 
 
 def test_actqkv_shares_by_the_densities_of_the_step_before() -> None:
@@ -89,13 +79,20 @@ def test_actqkv_shares_by_the_densities_of_the_step_before() -> None:
     assert len(policy.select(0, flat)) < 10
 
 
-def test_actqkv_takes_the_best_by_probe_query() -> None:
-    policy, task, query = actqkv.Policy(make_task()), make_task(), normal(3, HEADS, 5, DIM)
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("option", ["", ":mean"])
+def test_actqkv_takes_the_best_by_probe_query(option: str, score: Literal["dot", "cosine"]) -> None:
+    """Or, for ablation, by the mean query."""
+    task = replace(make_task(), score=score)
+    policy = make_policy(f"actqkv{option}", task)
     policy.begin("question")
-    known = task.resident.representatives.clone()
-    scores = actqkv.candidate_scores(query, known[1], task.candidates, "dot")
-    order = sorted(task.candidates, key=lambda block: -float(scores[block - 1]))
-    assert policy.select(1, query).tolist() == sorted(order[:10])
+    for layer in range(LAYERS):
+        queries = question(3, layer)
+        probe = queries.mean(dim=1) if option else activation_probe(queries)
+        scores = block_scores(probe, task.resident.representatives[layer], score)
+        chosen = policy.select(layer, queries)
+        assert isinstance(chosen, Tensor)
+        assert chosen.tolist() == top(scores, task.candidates, 10)
 
 
 def test_best_counts_from_the_first_candidate() -> None:
@@ -105,9 +102,67 @@ def test_best_counts_from_the_first_candidate() -> None:
     assert best(scores, 0, 10).tolist() == []
 
 
-def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(UsageError, match="no policy"):
-        make_policy("oracle", make_task())
+@pytest.mark.parametrize("name", ["oracle", "", "Heads", "heads.py", "../heads", ":uniform"])
+def test_an_unknown_policy_is_refused(name: str) -> None:
+    for call in (lambda: make_policy(name, make_task()), lambda: usual_budget(name, tiny.reading(), BLOCK)):
+        with pytest.raises(UsageError, match="no policy") as caught:
+            call()
+        assert all(known in caught.value.hint for known in policy_names())
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "option", "known"),
+    [
+        ("acre:laier", "laier", ["layer", "mean", "attended"]),
+        ("acre:layer:uniform", "uniform", ["layer", "mean", "attended"]),
+        ("heads:", "", ["uniform"]),
+        ("actqkv:mean:", "", ["mean", "uniform"]),
+        ("quest:layer", "layer", ["none"]),
+        ("full:full", "full", ["none"]),
+    ],
+)
+def test_an_unknown_option_is_refused(spec: str, option: str, known: list[str]) -> None:
+    for call in (lambda: make_policy(spec, make_task()), lambda: needs(spec)):
+        with pytest.raises(UsageError, match=f"has no option {option!r}") as caught:
+            call()
+        assert all(word in caught.value.hint for word in known)
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_a_policy_says_what_it_needs(name: str) -> None:
+    """Of what is stored it touches that, and no more."""
+    task = make_task()
+    known = set(task.resident.methods())
+    touched = set()
+
+    class Noting(dict[str, Tensor]):
+        def __getitem__(self, key: str) -> Tensor:
+            touched.add(key)
+            return super().__getitem__(key)
+
+    resident = replace(task.resident, methods=lambda: Noting(task.resident.methods()))
+    run(make_policy(name, replace(task, resident=resident)), 1)
+    assert touched == set(needs(name)) & known
+
+
+@pytest.mark.parametrize("spec", ["h2o", "snapkv", "infllm", "quest", "acre:attended"])
+def test_what_was_not_kept_is_asked_for(spec: str) -> None:
+    """A document read without baselines has `l1` alone."""
+    task = make_task()
+    resident = replace(task.resident, methods=lambda: {"l1": task.resident.methods()["l1"]})
+    with pytest.raises(UsageError, match="read without") as caught:
+        make_policy(spec, replace(task, resident=resident))
+    assert "--baselines" in caught.value.hint
+    make_policy("acre", replace(task, resident=resident))
+
+
+def test_usual_budgets() -> None:
+    """A policy that knows its best number of blocks gets them; any other what the document was read with."""
+    how = tiny.reading(budget=1000)
+    assert usual_budget("heads", how, BLOCK) == tiny.SINK + tiny.LOCAL + 12 * BLOCK
+    assert usual_budget("heads:uniform", how, BLOCK) == usual_budget("heads", how, BLOCK)
+    assert usual_budget("quest", how, BLOCK) == usual_budget("acre:layer", how, BLOCK) == 1000
 
 
 def test_question_mass_is_the_formula() -> None:
@@ -144,44 +199,86 @@ def test_only_the_questions_own_tokens_count() -> None:
     assert not torch.equal(heads.head_mass(task, 1, 3, other), heads.head_mass(task, 1, 3, queries))
 
 
+def head_scores(task: Task, seed: int) -> Tensor:
+    """Of every block by the hand-made question: square roots of all heads' masses, and a share of the neighbours'."""
+    queries = [question(seed, layer) for layer in range(LAYERS)]
+    found = sum(heads.head_mass(task, head.layer, head.head, queries[head.layer]).sqrt() for head in RETRIEVAL_HEADS)
+    assert isinstance(found, Tensor)
+    scores = [0.0, *found.tolist(), 0.0]
+    beside = [scores[i] + heads.NEIGHBOUR * (scores[i - 1] + scores[i + 1]) for i in range(1, len(scores) - 1)]
+    return torch.tensor([0.0] * (SINK // BLOCK) + beside[SINK // BLOCK :])
+
+
 def test_heads_ranks_by_all_heads_and_leaves_out_the_sink() -> None:
     task = make_task()
     policy = heads.Policy(task)
     assert policy.scout_layers == 3
     chosen = run(policy, 4)
-    queries = [3 * normal(4 + layer, HEADS, 15, DIM) for layer in range(3)]
-    found = sum(heads.head_mass(task, head.layer, head.head, queries[head.layer]).sqrt() for head in RETRIEVAL_HEADS)
-    assert isinstance(found, Tensor)
-    scores = [0.0, *found.tolist(), 0.0]
-    expected = torch.tensor(
-        [scores[i] + heads.NEIGHBOUR * (scores[i - 1] + scores[i + 1]) for i in range(1, len(scores) - 1)]
-    )
-    expected[: SINK // BLOCK] = 0
     ranking = policy.ranking(torch.full((50,), 99.0))
-    torch.testing.assert_close(ranking, expected)
+    torch.testing.assert_close(ranking, head_scores(task, 4))
     assert (ranking[: SINK // BLOCK] == 0).all()
     assert (ranking[SINK // BLOCK :] > 0).all()
-    order = sorted(task.candidates, key=lambda block: -float(ranking[block]))
     for choices in chosen[1:]:
-        for ids in choices:
-            assert ids.tolist() == sorted(order[: len(ids)])
+        for layer in choices:
+            assert layer.blocks.tolist() == top(ranking, task.candidates, len(layer.blocks))
+
+
+def test_hybrid_fuses_the_heads_and_the_words() -> None:
+    """Both standardised over the blocks behind the sink, and added; the least gets 0."""
+    task, first = make_task(text="Who built it?"), SINK // BLOCK
+    policy = make_policy("hybrid", task)
+    chosen = run(policy, 4)
+    ranking = policy.ranking(torch.zeros(50))
+    by_words = make_policy("lexical", task).ranking(torch.zeros(50))
+    rows = [scores[first:].tolist() for scores in (head_scores(task, 4), by_words)]
+    total = [sum((row[i] - mean(row)) / pstdev(row) for row in rows) for i in range(len(rows[0]))]
+    expected = torch.tensor([0.0] * first + [score - min(total) for score in total])
+    torch.testing.assert_close(ranking, expected, atol=1e-5, rtol=1e-4)
+    for choices in chosen[1:]:
+        for layer in choices:
+            assert layer.blocks.tolist() == top(ranking, task.candidates, len(layer.blocks))
+
+
+def test_fusion_knows_no_scale_and_leaves_out_what_says_nothing() -> None:
+    first, other = normal(20, 30), normal(21, 30).clamp(min=0)
+    fused = hybrid.fused(first, other)
+    torch.testing.assert_close(hybrid.fused(other * 1000 + 5, first / 50 - 1), fused, atol=1e-4, rtol=1e-4)
+    assert float(fused.min()) == 0
+    alone = hybrid.fused(first, torch.full((30,), 3.0))
+    torch.testing.assert_close(alone, (first - first.min()) / first.std(correction=0))
+    assert hybrid.fused(torch.zeros(1), torch.ones(1)).tolist() == [0]
+
+
+def test_neighbours_get_a_share() -> None:
+    scores = torch.tensor([4.0, 0.0, 1.0, 0.0, 0.0, 2.0])
+    assert heads.with_neighbours(scores, 0).tolist() == [4.0, 2.5, 1.0, 0.5, 1.0, 2.0]
+    assert heads.with_neighbours(torch.tensor([0.0, 0.0, 6.0]), 2).tolist() == [
+        0.0,
+        0.0,
+        6.0,
+    ]  # the sink stays unranked
 
 
 def test_heads_shares_by_the_scouts_densities_and_those_of_the_calibration() -> None:
-    """The last layer, which the scout pass leaves out, counts with what calibration found."""
+    """The last layer, which the scout pass leaves out, counts with what calibration found; none gets fewer blocks
+    than are best for all."""
     lengths = []
     for last in (0.01, 1.0):
-        task = make_task()
+        task = make_task(20)
         resident = replace(task.resident, density=(0.5, 0.5, 0.5, last))
-        lengths.append([len(ids) for ids in run(heads.Policy(replace(task, resident=resident)), 4)[1]])
+        answer_pass = run(heads.Policy(replace(task, resident=resident)), 4)[1]
+        lengths.append([len(chosen.blocks) for chosen in answer_pass])
     assert lengths[0][3] < lengths[1][3]
+    assert min(map(min, lengths)) >= heads.BLOCKS
+    assert {len(chosen.blocks) for chosen in run(heads.Policy(make_task(5)), 4)[1]} == {5}
     assert all(high >= low for high, low in zip(lengths[0][:3], lengths[1][:3], strict=True))
 
 
-def test_heads_needs_heads() -> None:
+@pytest.mark.parametrize("name", ["heads", "hybrid"])
+def test_heads_needs_heads(name: str) -> None:
     task = make_task()
     with pytest.raises(UsageError, match="no retrieval heads"):
-        heads.Policy(replace(task, resident=replace(task.resident, heads=())))
+        make_policy(name, replace(task, resident=replace(task.resident, heads=())))
 
 
 @pytest.mark.parametrize("budget", [48, 88])
@@ -218,21 +315,16 @@ def test_a_planted_key_is_found_and_attended_by_all_layers(
             run.step(token)
 
 
-@pytest.mark.parametrize("policy", ["actqkv", "streaming", "full"])
+@pytest.mark.parametrize("policy", ["actqkv", "streaming", "full", "quest", "infllm", "h2o", "snapkv"])
 def test_the_ranking_is_the_attention_that_blocks_received(policy: str, tmp_path: Path) -> None:
     """With all attended: the mean of stock attention over layers, heads and question tokens, behind the sink."""
-    model, ids = tiny.model(), torch.cat([tiny.tokens(61), tiny.tokens(9, 10)])
-    document = ids[: 37 if policy == "streaming" else 61]
-    ids = torch.cat([document, ids[61:]])
-    tiny.ingest(model, document, tmp_path / "document", tiny.reading(window=8))
+    model, document = tiny.model(), tiny.tokens(61)
+    ids = torch.cat([document, tiny.tokens(9, 10)])
+    tiny.ingest(model, document, tmp_path / "document", tiny.reading(window=8, baselines=True))
     with tiny.opened(model, tmp_path / "document") as session:
-        ranking = session.start(tiny.question(ids[len(document) :]), policy, 0).ranking
-    model.set_attn_implementation("eager")
-    with torch.inference_mode():
-        attention = torch.stack(model(ids[None], use_cache=False, output_attentions=True).attentions)
-    model.set_attn_implementation("sdpa")
-    received = attention[:, 0, :, len(document) :, : len(document)].mean(dim=(0, 1, 2))
-    received[: tiny.reading().sink] = 0
+        ranking = session.start(tiny.question(ids[61:]), policy, 0).ranking
+    received = tiny.stock(model, ids).attention[:, :, 61:, :61].mean(dim=(0, 1, 2))
+    received[: tiny.SINK] = 0
     expected = heads.block_sums(received, tiny.BLOCK)
     assert 0 < float(ranking.sum()) < 1
     torch.testing.assert_close(ranking, expected, atol=1e-6, rtol=1e-3)

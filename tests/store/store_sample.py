@@ -25,6 +25,7 @@ class Sample:
     text: str
     tokens: dict[str, Tensor]
     index: dict[str, Tensor]
+    methods: dict[str, Tensor]  # empty: as documents of before there was such a file
 
     def folder(self, home: Path) -> Path:
         return home / self.draft.id
@@ -35,7 +36,7 @@ class Sample:
             for number in range(len(writer.segments), self.draft.segment_count):
                 part = slice(number * 4, number * 4 + self.draft.blocks_of(number))
                 writer.write_segment(self.blocks[:, part], self.representatives[:, part])
-            return writer.commit(self.text, self.tokens, self.index)
+            return writer.commit(self.text, self.tokens, self.index, self.methods)
 
     def everything_equal(self, folder: Path) -> bool:
         """Reads all that a reader can read; whether it is what was written."""
@@ -46,6 +47,7 @@ class Sample:
                 and reader.text() == self.text
                 and same(reader.tokens(), self.tokens)
                 and same(reader.index(), self.index)
+                and same(reader.methods(), self.methods)
                 and all(
                     torch.equal(reader.read_blocks(layer, range(self.draft.block_count)), self.blocks[layer])
                     for layer in range(self.draft.geometry.layers)
@@ -106,7 +108,8 @@ def make(dtype: str = "float32", seed: int = 0, document: str = "leuchtturm-0bad
         "marks": torch.arange(5, dtype=torch.int64),
         "empty": torch.zeros(0, 3),
     }
-    return Sample(draft, blocks, representatives, TEXT, tokens, index)
+    methods = {"l1": blocks[:, :, :, :, 3].contiguous(), "h2o": numbers(seed + 2, 3, count)}
+    return Sample(draft, blocks, representatives, TEXT, tokens, index, methods)
 
 
 def outcome(call: Callable[[], object]) -> ActqkvError | None:

@@ -68,7 +68,7 @@ def test_a_flipped_byte_anywhere(sample: store_sample.Sample, folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "text.txt", "tokens.safetensors", "index.safetensors",
-                                  "kv-00000.safetensors", "kv-00002.safetensors"])  # fmt: skip
+                                  "methods.safetensors", "kv-00000.safetensors", "kv-00002.safetensors"])  # fmt: skip
 @pytest.mark.parametrize(
     "damage",
     ["empty", "8 bytes", "half", "one short", "one long", "gone", "folder", "fifo", "link", "zeros", "noise"],
@@ -121,7 +121,9 @@ def test_swapped_segments(sample: store_sample.Sample, folder: Path) -> None:
     assert len(verify_document(folder)) == 4
 
 
-@pytest.mark.parametrize("name", ["kv-00000.safetensors", "index.safetensors", "tokens.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["kv-00000.safetensors", "index.safetensors", "methods.safetensors", "tokens.safetensors"]
+)
 def test_a_file_of_another_document_with_the_same_shape(
     sample: store_sample.Sample, folder: Path, tmp_path: Path, name: str
 ) -> None:
@@ -193,6 +195,10 @@ def put(*keys: Any, value: Any) -> Callable[[dict[str, Any]], object]:
         put("token_file", "bytes", value=1 << 43),
         put("index", "bytes", value=1 << 43),
         put("index", "file", value="../index.safetensors"),
+        put("methods", "bytes", value=1 << 43),
+        put("methods", "xxh3", value="0" * 31),
+        put("methods", value={}),
+        put("methods", value="methods.safetensors"),
         put("source", "characters", value=1),
         put("source", "name", value="\x1b]0;owned\x07"),
         put("source", "name", value="x" * 256),
@@ -208,6 +214,7 @@ def put(*keys: Any, value: Any) -> Callable[[dict[str, Any]], object]:
         put("retrieval_heads", value=[{"layer": 3, "head": 0, "score": 1.0}]),
         put("reading", "window", value=0),
         put("reading", "positions", value="random"),
+        put("reading", "baselines", value=1),
         put("surprise", value=1),
     ],
 )
@@ -226,6 +233,7 @@ def test_hostile_manifests(folder: Path, change: Callable[[dict[str, Any]], obje
         put("geometry", "head_dim", value=2),
         put("geometry", "dtype", value="bfloat16"),
         put("index", "bytes", value=60 << 20),
+        put("methods", "bytes", value=60 << 20),
         put("segments", 0, "bytes", value=1 << 43),
         put("source", "page_count", value=1),
         put("source", "characters", value=52),
@@ -242,7 +250,7 @@ def test_manifests_that_do_not_fit_the_files(
     load_manifest(folder)
     assert verify_document(folder)
     with DocumentReader(folder) as reader, pytest.raises(StoreDamaged):
-        reader.text(), reader.tokens(), reader.index(), reader.read_blocks(0, [0])
+        reader.text(), reader.tokens(), reader.index(), reader.methods(), reader.read_blocks(0, [0])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from actqkv_cli.store.manifest import Progress, load_manifest, load_progress
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
-STEPS = 75  # more than the sample's ingest takes; the tests check that
+STEPS = 85  # more than the sample's ingest takes; the tests check that
 
 
 class Killed(BaseException):
@@ -158,7 +158,7 @@ def test_every_file_is_flushed_before_and_its_folder_after_the_rename(
     sample.finish(tmp_path)
     folder = sample.folder(tmp_path).stat().st_ino
     renames = [place for place, event in enumerate(events) if event.startswith("rename")]
-    assert len(renames) == 4 + 3 + 4  # ingest.json at the start and after each segment, segments, the rest
+    assert len(renames) == 4 + 3 + 5  # ingest.json at the start and after each segment, segments, the rest
     for place in renames:
         assert events[place - 1] == events[place].replace("rename", "flush")
         assert events[place + 1] == f"flush {folder}"
@@ -174,7 +174,7 @@ def test_a_failed_call_may_be_repeated(sample: store_sample.Sample, expected: di
                 with pytest.raises(DiskFull):
                     writer.write_segment(sample.blocks[:, part], sample.representatives[:, part])
             writer.write_segment(sample.blocks[:, part], sample.representatives[:, part])
-        writer.commit(sample.text, sample.tokens, sample.index)
+        writer.commit(sample.text, sample.tokens, sample.index, sample.methods)
     assert store_sample.contents(sample.folder(tmp_path)) == expected
 
 
@@ -278,6 +278,21 @@ def test_another_draft_starts_over(sample: store_sample.Sample, tmp_path: Path) 
     assert load_progress(folder).reading.window == 16
 
 
+def test_with_baselines_it_starts_over(sample: store_sample.Sample, tmp_path: Path) -> None:
+    """What the windows before have attended to is nowhere on disk."""
+    reading = sample.draft.reading.model_copy(update={"baselines": True})
+    sample.draft = sample.draft.model_copy(update={"reading": reading})
+    folder = begin(sample, tmp_path)
+    with DocumentWriter.open(folder, sample.draft) as writer:
+        assert writer.segments == ()
+        assert len(writer.warnings) == 1
+        assert "starting over" in writer.warnings[0]
+    assert set(store_sample.contents(folder)) == {"ingest.json"}
+    sample.finish(tmp_path)
+    sample.finish(tmp_path / "undisturbed")
+    assert store_sample.contents(folder) == store_sample.contents(sample.folder(tmp_path / "undisturbed"))
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1]", b'{"format": 2}', b"[" * 100_000])
 def test_a_damaged_progress_file_starts_over(
     sample: store_sample.Sample, expected: dict[str, bytes], tmp_path: Path, content: bytes
@@ -293,7 +308,13 @@ def test_a_damaged_progress_file_starts_over(
 
 def test_strays_go_and_strangers_stay(sample: store_sample.Sample, tmp_path: Path) -> None:
     folder = begin(sample, tmp_path, segments=1)
-    strays = ["kv-00001.safetensors.tmp", "kv-00007.safetensors", "manifest.json.tmp", "text.txt"]
+    strays = [
+        "kv-00001.safetensors.tmp",
+        "kv-00007.safetensors",
+        "manifest.json.tmp",
+        "text.txt",
+        "methods.safetensors",
+    ]
     strangers = ["notes.tmp", "kv-1.safetensors", "README"]
     for name in strays + strangers:
         (folder / name).write_bytes(b"x")
@@ -337,9 +358,13 @@ def test_what_the_writer_refuses(sample: store_sample.Sample, tmp_path: Path) ->
             (sample.text, sample.tokens, {**sample.index, "mask": torch.ones(3, dtype=torch.bool)}),
         ):
             with pytest.raises(ValueError, match=r"."):
-                writer.commit(text, tokens, index)
+                writer.commit(text, tokens, index, sample.methods)
             assert not (writer.folder / "manifest.json").exists()
-        writer.commit(sample.text, sample.tokens, sample.index)
+        for methods in ({"../x": sample.methods["l1"]}, {"mask": torch.ones(3, dtype=torch.bool)}):
+            with pytest.raises(ValueError, match="cannot store"):
+                writer.commit(sample.text, sample.tokens, sample.index, methods)
+            assert not (writer.folder / "manifest.json").exists()
+        writer.commit(sample.text, sample.tokens, sample.index, sample.methods)
     assert sample.everything_equal(sample.folder(tmp_path))
 
 

@@ -9,7 +9,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from actqkv_cli.store import files
+from actqkv_cli.store import files, jsonfile
 from actqkv_cli.store.manifest import load_manifest
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.verify import verify_document
@@ -38,6 +38,7 @@ def test_the_same_document_gives_the_same_bytes(tmp_path: Path) -> None:
         "kv-00001.safetensors",
         "kv-00002.safetensors",
         "manifest.json",
+        "methods.safetensors",
         "text.txt",
         "tokens.safetensors",
     ]
@@ -48,7 +49,27 @@ def test_format_1_is_what_it_was(folder: Path) -> None:
     digests = {name: xxhash.xxh3_64_hexdigest(data) for name, data in store_sample.contents(folder).items()}
     assert digests["kv-00000.safetensors"] == "76404eb74c609556"
     assert digests["tokens.safetensors"] == "cf289dfa29844774"
-    assert digests["manifest.json"] == "08cf636c86265a55"
+    assert digests["methods.safetensors"] == "dd88a86b95844457"
+    assert digests["manifest.json"] == "e2ca8c8340d843b9"
+
+
+def test_a_document_of_before_there_were_methods(sample: store_sample.Sample, tmp_path: Path) -> None:
+    """Its manifest has neither of the two later fields, and still loads; so does all else."""
+    sample.methods = {}
+    sample.finish(tmp_path)
+    path = sample.folder(tmp_path) / "manifest.json"
+    body, _ = jsonfile.read(path)
+    assert body.pop("methods") is None
+    assert body["reading"].pop("baselines") is False
+    path.write_bytes(jsonfile.encode(body))
+    assert xxhash.xxh3_64_hexdigest(path.read_bytes()) == "08cf636c86265a55"  # the manifest as it was then
+    assert sorted(store_sample.contents(path.parent)) == [
+        "index.safetensors", *(f"kv-0000{number}.safetensors" for number in range(3)),
+        "manifest.json", "text.txt", "tokens.safetensors",
+    ]  # fmt: skip
+    assert sample.everything_equal(path.parent)
+    assert verify_document(path.parent) == []
+    assert load_manifest(path.parent).methods is None
 
 
 def test_a_layer_list_a_view_and_a_tensor_are_stored_alike(
@@ -60,7 +81,7 @@ def test_a_layer_list_a_view_and_a_tensor_are_stored_alike(
             part = slice(number * 4, number * 4 + sample.draft.blocks_of(number))
             turned = [layer[part].transpose(1, 2).contiguous().transpose(1, 2) for layer in sample.blocks]
             writer.write_segment(turned, sample.representatives[:, part].clone().requires_grad_())
-        writer.commit(sample.text, sample.tokens, sample.index)
+        writer.commit(sample.text, sample.tokens, sample.index, sample.methods)
     assert store_sample.contents(other) == store_sample.contents(folder)
 
 
@@ -74,6 +95,7 @@ def test_files_are_safetensors_for_everyone(sample: store_sample.Sample, folder:
     assert int(segment["checksums"][2, 1]) % 2**64 == digest
     assert store_sample.same(load_file(folder / "index.safetensors"), sample.index)
     assert store_sample.same(load_file(folder / "tokens.safetensors"), sample.tokens)
+    assert store_sample.same(load_file(folder / "methods.safetensors"), sample.methods)
 
 
 def test_the_data_of_a_segment_begins_on_a_page(folder: Path) -> None:
@@ -138,6 +160,9 @@ def test_traffic_is_counted(sample: store_sample.Sample, folder: Path) -> None:
         assert (reader.bytes_read.blocks, reader.bytes_read.other) == (3 * 256, table)
         reader.index(), reader.index()
         assert reader.bytes_read.index == reader.manifest.index.bytes
+        reader.methods(), reader.methods()
+        assert reader.manifest.methods is not None
+        assert reader.bytes_read.index == reader.manifest.index.bytes + reader.manifest.methods.bytes
 
 
 def test_many_segments_do_not_need_many_descriptors(

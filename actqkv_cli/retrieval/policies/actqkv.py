@@ -1,4 +1,7 @@
-"""ActQKV: each layer retrieves by its window's probe-query; while decoding, the dynamic cut-off shares the budget."""
+"""ActQKV: each layer retrieves by its window's probe-query; while decoding, the dynamic cut-off shares the budget.
+
+Options, for ablation: `mean` retrieves by the mean query instead, `uniform` shares the budget evenly.
+"""
 
 from typing import Literal
 
@@ -8,25 +11,31 @@ from torch import Tensor
 from actqkv_cli.retrieval.policy import Step, Task, best
 from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
+OPTIONS = frozenset({"mean", "uniform"})
+NEEDS = ("representatives",)
+
 
 class Policy:
     scout_layers = 0
+    settled = False
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *options: str) -> None:
         self._task = task
+        self._options = options
         layers = len(task.resident.representatives)
         self.densities = torch.zeros(layers)
         self._blocks = [task.blocks] * layers
 
     def begin(self, step: Step) -> None:
         """A decoding step shares out the budget by the densities of the step before it; a question, evenly."""
-        if step == "decode":
+        if step == "decode" and "uniform" not in self._options:
             shares = budget_shares(self.densities, self._task.blocks, len(self._task.candidates))
             self._blocks = shares.tolist()
 
     def select(self, layer: int, queries: Tensor) -> Tensor:
         task = self._task
-        scores = candidate_scores(queries, task.resident.representatives[layer], task.candidates, task.score)
+        probe = queries.float().mean(dim=1) if "mean" in self._options else activation_probe(queries)
+        scores = candidate_scores(probe, task.resident.representatives[layer], task.candidates, task.score)
         self.densities[layer] = density(scores)
         return best(scores, self._blocks[layer], task.candidates.start)
 
@@ -35,19 +44,17 @@ class Policy:
 
 
 def candidate_scores(
-    queries: Tensor, representatives: Tensor, candidates: range, score: Literal["dot", "cosine"]
+    probe: Tensor, representatives: Tensor, candidates: range, score: Literal["dot", "cosine"]
 ) -> Tensor:
-    """A window's probe-query against the candidates' representatives, one layer.
-
-    queries: `(H, W, d)`, un-rotated; representatives: `(N, R, Hkv, d)`. Returns `(C,)` fp32.
-    """
-    return block_scores(activation_probe(queries), representatives[candidates.start : candidates.stop], score)
+    """A probe-query `(H, d)` against the candidates' representatives `(N, R, Hkv, d)`, one layer: `(C,)` fp32."""
+    return block_scores(probe, representatives[candidates.start : candidates.stop], score)
 
 
 def top_blocks(
     queries: Tensor, representatives: Tensor, candidates: range, count: int, score: Literal["dot", "cosine"]
 ) -> Tensor:
-    """Ids of the `count` candidates that a window wants most, ascending, on the CPU."""
+    """Ids of the `count` candidates that a window's queries `(H, W, d)` want most, ascending, on the CPU."""
     if count >= len(candidates):
         return torch.arange(candidates.start, candidates.stop)
-    return best(candidate_scores(queries, representatives, candidates, score), count, candidates.start)
+    scores = candidate_scores(activation_probe(queries), representatives, candidates, score)
+    return best(scores, count, candidates.start)

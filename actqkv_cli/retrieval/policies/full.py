@@ -1,22 +1,14 @@
 """Full attention: every block, as a measure of what retrieval loses."""
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task
+from actqkv_cli.retrieval.fixed import FixedScores
+from actqkv_cli.retrieval.policy import Task
 
 
-class Policy:
-    scout_layers = 0
-
+class Policy(FixedScores):
     def __init__(self, task: Task) -> None:
-        self._candidates = torch.arange(task.candidates.start, task.candidates.stop)
-
-    def begin(self, step: Step) -> None:
-        pass
-
-    def select(self, layer: int, queries: Tensor) -> Tensor:
-        return self._candidates
-
-    def ranking(self, mass: Tensor) -> Tensor:
-        return mass
+        everything = replace(task, blocks=len(task.candidates))
+        super().__init__(everything, torch.arange(task.candidates.stop))

@@ -2,6 +2,8 @@
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
 one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
+
+Option, for ablation: `uniform` gives every layer as many.
 """
 
 from dataclasses import replace
@@ -14,17 +16,22 @@ from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policy import Step, Task, best, kv_head
 from actqkv_kernels import budget_shares
 
+OPTIONS = frozenset({"uniform"})
+NEEDS = ("head_keys", "representatives")
 BLOCKS = 12  # of each layer on average, unless a budget is given; more of them distract a small model
-SCOUT_BLOCKS = 8  # of each layer on the way to the last head; 46 ranked no better, and are read for nothing
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
+SCOUT_BLOCKS = 8  # of each layer on the way to the last head; 46 ranked no better, and are read for nothing
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
 
 class Policy:
-    def __init__(self, task: Task) -> None:
+    settled = True
+
+    def __init__(self, task: Task, *options: str) -> None:
         if not task.resident.heads:
             raise UsageError("no retrieval heads are known of this model", "ask with --policy actqkv")
         self._task = task
+        self._options = options
         self.scout_layers = 1 + max(head.layer for head in task.resident.heads)
         self._scout = actqkv.Policy(replace(task, blocks=min(SCOUT_BLOCKS, task.blocks)))
         self._step: Step = "scout"
@@ -34,15 +41,22 @@ class Policy:
 
     def begin(self, step: Step) -> None:
         if step == "question":
-            self._score = with_neighbours(self._score, self._task.ranked_from // self._task.block_size)
+            self._score = self.score(with_neighbours(self._score, self._task.ranked_from // self._task.block_size))
             self._chosen = [self._best(blocks) for blocks in self._shares()]
         self._step = step
 
+    def score(self, by_heads: Tensor) -> Tensor:
+        """The scores `(N,)` that blocks are ranked by, from those of the retrieval heads."""
+        return by_heads
+
     def _shares(self) -> list[int]:
         """Blocks of each layer, by h of those that the scout pass ran through; above, by h's mean at calibration."""
+        if "uniform" in self._options:
+            return [min(self._task.blocks, len(self._task.candidates))] * len(self._task.resident.density)
         densities = torch.tensor(self._task.resident.density)
         densities[: self.scout_layers] = self._scout.densities[: self.scout_layers]
-        return budget_shares(densities, self._task.blocks, len(self._task.candidates)).tolist()
+        # No layer has fewer blocks than are best for all: that loses the answer. What goes beyond is better shared out.
+        return budget_shares(densities, self._task.blocks, len(self._task.candidates), BLOCKS).tolist()
 
     def _best(self, blocks: int) -> Tensor:
         candidates = self._task.candidates

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 
-def budget_shares(densities: Tensor, mean_blocks: int, most: int) -> Tensor:
+def budget_shares(densities: Tensor, mean_blocks: int, most: int, least: int | None) -> Tensor:
     mean_blocks = min(mean_blocks, most)
     total = mean_blocks * densities.numel()
-    low, high = (mean_blocks + 1) // 2, min(2 * mean_blocks, most)
+    low = (mean_blocks + 1) // 2 if least is None else min(least, mean_blocks)
+    high = min(2 * mean_blocks, most)
     shares = _proportional_within(densities.tolist(), total, low, high)
     blocks = [int(share) for share in shares]
     by_remainder = sorted(range(len(blocks)), key=lambda i: (blocks[i] - shares[i], i))

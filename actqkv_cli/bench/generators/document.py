@@ -1,0 +1,169 @@
+"""A document made to measure: filler with needles in it, of a wanted number of tokens."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+
+from actqkv_cli.errors import UsageError
+
+# Of the text, that hold no needle. The first tokens (sink) and the last (local window) are attended to whatever is
+# retrieved, so that a needle there would test nothing; from 9,000 tokens on, the margins cover both in full.
+FIRST, LAST = 0.04, 0.06
+LEAST, AIM = 0.97, 0.985  # of the tokens asked for
+
+_HINT = "make the documents longer, or ask fewer questions"
+_SAMPLE = 64  # sentences of a first measurement
+_LONGEST = 400  # characters of a "sentence"; a table has no full stops
+_SENTENCE_END = re.compile(
+    r"""(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\b[A-Z])[.!?…]["'”’)\]]*\s+|[。！？]|\n\s*\n"""
+)
+_PIECE = re.compile(rf"(?s).{{1,{_LONGEST}}}(?:\s+|$)|.{{1,{_LONGEST}}}")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and the characters [start, end) of each needle in it."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """needles: the numbers, in the plan, of those that the answers stand in."""
+
+    text: str
+    answers: tuple[str, ...]
+    needles: tuple[int, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a document is made of. needles: in the order in which they stand in it; filler: without end, each piece
+    with the white space behind it; ends: what stands before and behind all else."""
+
+    needles: tuple[str, ...]
+    questions: tuple[Question, ...]
+    filler: Iterator[str]
+    ends: tuple[str, str] = ("", "")
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of any text, each with the white space behind it; together they are the text, ended by a blank
+    line. Raises UsageError if there is no text."""
+    text = text.strip()
+    if not text:
+        raise UsageError("the haystack is empty", "give a text of at least a few sentences")
+    text += "\n\n"
+    borders = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    return [piece for begin, end in pairwise(borders) for piece in _PIECE.findall(text[begin:end])]
+
+
+def repeated(haystack: str) -> Iterator[str]:
+    """The sentences of a text, over and over. Raises UsageError if there is no text."""
+    return cycle(sentences_of(haystack))
+
+
+def growing(filler: Iterator[str]) -> Callable[[int], list[str]]:
+    """A function that returns the first so many sentences, any number of times."""
+    taken: list[str] = []
+
+    def first(number: int) -> list[str]:
+        taken.extend(islice(filler, max(0, number - len(taken))))
+        return taken[:number]
+
+    return first
+
+
+def fitted(build: Callable[[int], Document], tokens: int, count: Callable[[str], int], start: int = _SAMPLE) -> int:
+    """The number of filler sentences with which `build` makes a document of LEAST to all of `tokens`.
+
+    `count` sees the needles alone, then the document of `start` sentences, then mostly one or two of about the right
+    length: text is nearly linear in its sentences. Raises UsageError if no number of them fits.
+    """
+    needles = count(build(0).text)
+    number, low, high = start, 0, 0  # low fits; high is too many, 0 as long as none is known
+    while needles < tokens:
+        size = count(build(number).text)
+        if LEAST * tokens <= size <= tokens:
+            return number
+        low, high = (number, high) if size < tokens else (low, number)
+        if high and high - low <= 1:
+            break
+        rate = max(size - needles, 1) / number
+        number = max(low + 1, int((AIM * tokens - needles) / rate))
+        if high and number >= high:
+            number = (low + high) // 2
+    raise UsageError(f"{tokens} tokens are too few for the needles", _HINT)
+
+
+def planted(plan: Plan, tokens: int, count: Callable[[str], int]) -> Document:
+    """The plan's needles evenly spread through as much filler as makes LEAST to all of `tokens`.
+
+    Raises UsageError if they cannot stand apart from one another and from the margins.
+    """
+    sentences = growing(plan.filler)
+
+    def build(number: int) -> Document:
+        return _spread(plan, sentences(number))
+
+    document = build(fitted(build, tokens, count))
+    first, last = document.spans[0][0], document.spans[-1][1]
+    if first < FIRST * len(document.text) or last > (1 - LAST) * len(document.text):
+        raise UsageError(f"{len(plan.needles)} needles do not fit into {tokens} tokens", _HINT)
+    return document
+
+
+def placed(needle: str, sentences: Sequence[str], depth: float) -> Document:
+    """The needle at that share of the text, in [0, 1], moved back to the end of a sentence; 1 is the very end."""
+    target = depth * sum(map(len, sentences))
+    before = length = 0
+    for sentence in sentences:
+        length += len(sentence)
+        if length > target:
+            break
+        before += 1
+    return _joined([*sentences[:before], needle + " ", *sentences[before:]], {before: needle}, ("", ""))
+
+
+def _spread(plan: Plan, sentences: Sequence[str]) -> Document:
+    """Every needle at the border of sentences nearest to its place, with a sentence at least between any two. Those
+    for which there are not enough stand at the end."""
+    total = sum(map(len, [*plan.ends, *plan.needles, *sentences]))
+    step = (1 - FIRST - LAST) * total / len(plan.needles)
+    parts: list[str] = []
+    needles: dict[int, str] = {}  # by their place among the parts
+    length = 0
+
+    def put(needle: str) -> None:
+        needles[len(parts)] = needle
+        parts.append(needle + " ")
+
+    for sentence in sentences:
+        if len(needles) < len(plan.needles):
+            needle = plan.needles[len(needles)]
+            middle = length + len(needle) / 2
+            if middle + len(sentence) / 2 >= FIRST * total + (len(needles) + 0.5) * step:
+                put(needle)
+                length += len(needle)
+        parts.append(sentence)
+        length += len(sentence)
+    for needle in plan.needles[len(needles) :]:
+        put(needle)
+    return _joined(parts, needles, plan.ends)
+
+
+def _joined(parts: Sequence[str], needles: dict[int, str], ends: tuple[str, str]) -> Document:
+    pieces, length, spans = [ends[0]], len(ends[0]), []
+    for place, part in enumerate(parts):
+        if place in needles:
+            if pieces[-1] and not pieces[-1][-1].isspace():
+                pieces.append(" ")
+                length += 1
+            spans.append((length, length + len(needles[place])))
+        pieces.append(part)
+        length += len(part)
+    text = "".join([*pieces, ends[1]]).rstrip()
+    return Document(text, tuple(spans))

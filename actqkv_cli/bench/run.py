@@ -1,0 +1,93 @@
+"""Every question of a bench under every setting: documents are read once each, results kept as they come."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from actqkv_cli import __version__
+from actqkv_cli.bench import results
+from actqkv_cli.bench.examples import Example
+from actqkv_cli.bench.paired import Measured, Setting
+from actqkv_cli.bench.quality import document_of, measure
+from actqkv_cli.engine.ingest import Progress, ingest, model_identity
+from actqkv_cli.engine.session import open_session
+from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.store.library import find, list_entries, remove
+from actqkv_cli.store.locks import reading
+from actqkv_cli.store.manifest import Reading, check_identity, decisive
+from actqkv_cli.store.reader import DocumentReader
+
+
+def measure_all(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    plan: Sequence[Setting],
+    how: Reading,
+    generate: bool,
+    home: Path,
+    cache: Path,
+    folder: Path,
+    progress: Progress,
+) -> list[Measured]:
+    """What all examples measure under all settings of `plan`; what `folder` has already is not measured again.
+
+    home: the library of the documents that examples name; contexts are read into `folder`, one at a time, as `how`
+    says. Raises UsageError if `folder` holds another run, and whatever ingest and sessions raise.
+    """
+    described = {
+        "version": __version__,
+        "model": model_identity(loaded),
+        "reading": how.model_dump(),
+        "settings": [list(setting) for setting in plan],
+        "generate": generate,
+        "examples": hashlib.sha256(repr(examples).encode()).hexdigest(),
+    }
+    rows = results.resume(folder, described)
+    done = {(row.task, row.example) for row in rows}  # a question's rows are written all at once
+    groups: dict[tuple[str, str], list[Example]] = {}
+    for example in examples:
+        groups.setdefault((example.document, example.context), []).append(example)
+    number = 0
+    for (name, context), group in groups.items():
+        left = [example for example in group if (example.task, example.id) not in done]
+        number += len(group) - len(left)
+        if not left:
+            continue
+        with (
+            _library_document(loaded, home, name)
+            if name
+            else _scratch_document(loaded, folder / "library", context, how, cache, progress) as reader,
+            open_session(loaded.model, reader, max(budget for _, budget in plan) or None) as session,
+        ):
+            for example in left:
+                measured = list(measure(loaded, session, reader, example, plan, generate))
+                results.append(folder, measured)
+                rows += measured
+                number += 1
+                progress("asking", number, len(examples))
+    return rows
+
+
+@contextlib.contextmanager
+def _library_document(loaded: LoadedModel, home: Path, name: str) -> Iterator[DocumentReader]:
+    entry = find(home, name)
+    with reading(home, entry.id), DocumentReader(entry.folder) as reader:
+        check_identity(decisive(reader.manifest.model), decisive(model_identity(loaded)))
+        yield reader
+
+
+@contextlib.contextmanager
+def _scratch_document(
+    loaded: LoadedModel, library: Path, context: str, how: Reading, cache: Path, progress: Progress
+) -> Iterator[DocumentReader]:
+    """A context, read with all that the compared methods need, and removed when its questions are answered."""
+    document = document_of(context)
+    known = [entry for entry in list_entries(library) if entry.manifest and entry.name == document.name]
+    how = how.model_copy(update={"baselines": True})
+    store = known[0].folder if known else None
+    store = store or library / ingest(document, loaded, library, cache, how, None, progress).manifest.id
+    with DocumentReader(store) as reader:
+        yield reader
+    for entry in list_entries(library):
+        remove(library, entry)

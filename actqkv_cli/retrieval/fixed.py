@@ -1,0 +1,30 @@
+"""What the policies share that know their blocks before the first layer runs."""
+
+from torch import Tensor
+
+from actqkv_cli.retrieval.policy import Step, Task, best
+
+
+class FixedScores:
+    """Each layer has the best blocks by scores that no query changes. scores: `(L, N)` or, for all alike, `(N,)`."""
+
+    scout_layers = 0
+    settled = True
+
+    def __init__(self, task: Task, scores: Tensor) -> None:
+        candidates = task.candidates
+        layers = len(task.resident.representatives)
+        ours = scores.expand(layers, -1)[:, candidates.start : candidates.stop]
+        if scores.dim() == 1:
+            self._chosen = [best(ours[0], task.blocks, candidates.start)] * layers
+        else:
+            self._chosen = [best(layer, task.blocks, candidates.start) for layer in ours]
+
+    def begin(self, step: Step) -> None:
+        pass
+
+    def select(self, layer: int, queries: Tensor) -> Tensor:
+        return self._chosen[layer]
+
+    def ranking(self, mass: Tensor) -> Tensor:
+        return mass

@@ -1,0 +1,41 @@
+"""BM25 over the text of a document's blocks, each with its two neighbours: a sentence ends where it likes."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.store.reader import DocumentReader
+
+
+def lexical_index(reader: DocumentReader) -> Callable[[str], Tensor]:
+    """A function from a question to the BM25 scores of all blocks, `(N,)` fp32 on the CPU, >= 0."""
+    import bm25s
+    import Stemmer
+
+    # English stemming and stop words do other languages no harm: question and text are cut alike.
+    stemmer = Stemmer.Stemmer("english")
+
+    def words(texts: list[str]) -> list[list[str]]:
+        return bm25s.tokenize(texts, stemmer=stemmer, return_ids=False, show_progress=False)
+
+    blocks = block_texts(reader)
+    corpus = words(["".join(blocks[max(0, i - 1) : i + 2]) for i in range(len(blocks))])
+    index = bm25s.BM25()
+    if any(corpus):
+        index.index(corpus, show_progress=False)
+
+    def scores(question: str) -> Tensor:
+        asked = words([question])[0]
+        return torch.tensor(index.get_scores(asked)) if asked and any(corpus) else torch.zeros(len(blocks))
+
+    return scores
+
+
+def block_texts(reader: DocumentReader) -> list[str]:
+    """The text of every block; template tokens have none."""
+    text, starts, size = reader.text(), reader.tokens()["char_start"].tolist(), reader.manifest.geometry.block_size
+    first, blocks = reader.manifest.document_start, reader.manifest.block_count
+    borders = [starts[min(max(first, block * size), len(starts) - 1)] for block in range(blocks)] + [len(text)]
+    return [text[begin:end] for begin, end in pairwise(borders)]

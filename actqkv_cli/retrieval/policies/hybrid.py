@@ -1,0 +1,28 @@
+"""Retrieval heads and BM25 together: two scores of the same blocks, standardised and added.
+
+They fail on different questions: what the text says in other words is found by the heads, names that mean nothing to
+a small model by the words. Options as `heads`.
+"""
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.retrieval.policies import heads
+from actqkv_cli.retrieval.policies.lexical import lexical_scores
+
+OPTIONS = heads.OPTIONS
+NEEDS = heads.NEEDS
+BLOCKS = heads.BLOCKS
+
+
+class Policy(heads.Policy):
+    def score(self, by_heads: Tensor) -> Tensor:
+        first = self._task.ranked_from // self._task.block_size
+        by_words = lexical_scores(self._task).to(by_heads)
+        return torch.cat([by_heads[:first], fused(by_heads[first:], by_words[first:])])
+
+
+def fused(*scores: Tensor) -> Tensor:
+    """The sum of scores `(N,)`, each less its mean and over its deviation, raised so that the least is 0."""
+    total = torch.stack([(score - score.mean()) / score.std(correction=0).clamp(min=1e-9) for score in scores]).sum(0)
+    return total - total.min()

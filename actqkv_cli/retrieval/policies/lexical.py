@@ -1,0 +1,25 @@
+"""BM25 over the stored text: the blocks that share words with the question, as a measure of what the model adds."""
+
+from torch import Tensor
+
+from actqkv_cli.retrieval.fixed import FixedScores
+from actqkv_cli.retrieval.policy import Task
+
+BLOCKS = 12
+
+
+class Policy(FixedScores):
+    def __init__(self, task: Task) -> None:
+        self._scores = lexical_scores(task)
+        super().__init__(task, self._scores)
+
+    def ranking(self, mass: Tensor) -> Tensor:
+        return self._scores
+
+
+def lexical_scores(task: Task) -> Tensor:
+    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those before the ranked tokens have 0."""
+    assert task.resident.lexical is not None
+    scores = task.resident.lexical(task.text).clone()
+    scores[: task.ranked_from // task.block_size] = 0
+    return scores
