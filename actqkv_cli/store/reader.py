@@ -9,7 +9,7 @@ from torch import Tensor
 from actqkv_cli.store.blocks import BlockFiles
 from actqkv_cli.store.files import check_content, damaged, open_sized, read_exact
 from actqkv_cli.store.manifest import INDEX, METHODS, TEXT, TOKENS, load_manifest
-from actqkv_cli.store.tensors import check_index, check_tokens, load_tensors
+from actqkv_cli.store.tensors import check_index, check_methods, check_tokens, load_tensors
 
 
 class DocumentReader:
@@ -47,8 +47,9 @@ class DocumentReader:
     def index(self) -> dict[str, Tensor]:
         """representatives (L, N, R, Hkv, d) and whatever else was committed; loaded and verified once."""
         if self._index is None:
-            self._index = load_tensors(self.folder / INDEX, self.manifest.index)
-            self._check(INDEX, self._index)
+            found = load_tensors(self.folder / INDEX, self.manifest.index)
+            self._check(INDEX, found)
+            self._index = found
             self.bytes_read.index += self.manifest.index.bytes
         return self._index
 
@@ -56,7 +57,9 @@ class DocumentReader:
         """What only some retrieval methods need, empty in documents of before it was kept; loaded and verified once."""
         if self._methods is None:
             entry = self.manifest.methods
-            self._methods = {} if entry is None else load_tensors(self.folder / METHODS, entry)
+            found = {} if entry is None else load_tensors(self.folder / METHODS, entry)
+            self._check(METHODS, found)
+            self._methods = found
             self.bytes_read.index += 0 if entry is None else entry.bytes
         return self._methods
 
@@ -88,7 +91,8 @@ class DocumentReader:
         return self._text
 
     def _check(self, name: str, tensors: dict[str, Tensor]) -> None:
+        checks = {TOKENS: check_tokens, INDEX: check_index, METHODS: check_methods}
         try:
-            (check_tokens if name == TOKENS else check_index)(tensors, self.manifest)
+            checks[name](tensors, self.manifest)
         except ValueError as error:
             raise damaged(self.folder / name, str(error)) from error

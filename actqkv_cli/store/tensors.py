@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actqkv_cli.store.files import Buffer, check_content, damaged, open_sized, read_exact, write_atomic
 from actqkv_cli.store.layout import ITEMSIZE, build_header, header_length, parse_header
-from actqkv_cli.store.manifest import INDEX, TOKENS, Draft, FileEntry
+from actqkv_cli.store.manifest import INDEX, METHODS, TOKENS, Draft, FileEntry
 from actqkv_cli.store.segment import DTYPES, NAMES, host_bytes, raw
 
 _NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
@@ -90,3 +90,29 @@ def check_index(tensors: Mapping[str, Tensor], draft: Draft) -> None:
     )
     if tuple(found.shape) != expected:
         raise ValueError(f"representatives are {tuple(found.shape)} instead of {expected}")
+
+
+def check_methods(tensors: Mapping[str, Tensor], draft: Draft) -> None:
+    """Raises ValueError unless these are tensors that `engine.methods` describes, and fit the document."""
+    geometry, blocks = draft.geometry, draft.block_count
+    states = (geometry.layers, blocks, 2, geometry.kv_heads, geometry.head_dim)
+    shapes = {
+        "l1": states,
+        "l1_attended": states,
+        "bounds": states,
+        "anchors": (geometry.layers, blocks, 1, geometry.kv_heads, geometry.head_dim),
+        "h2o": states[:2],
+        "snapkv": states[:2],
+        "l1_attended_mass": (blocks,),
+        "l1_attended_tokens": (blocks,),
+    }
+    for name, tensor in tensors.items():
+        if name not in shapes or tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"{METHODS} holds {name} {tuple(tensor.shape)}, which does not fit the document")
+        if tensor.is_floating_point() == (name == "l1_attended_tokens"):
+            raise ValueError(f"{METHODS} holds {name} as {tensor.dtype}")
+    tokens = tensors.get("l1_attended_tokens")
+    if tokens is not None:
+        inside = tokens.long() // geometry.block_size == torch.arange(blocks)
+        if not bool((inside & (tokens < draft.tokens)).all()):
+            raise ValueError("l1_attended_tokens names a token that is not in its block")

@@ -44,7 +44,7 @@ from actqkv_cli.store.segment import (
     segment_header,
     write_segment_file,
 )
-from actqkv_cli.store.tensors import check_index, check_tokens, tensor_header, write_tensors
+from actqkv_cli.store.tensors import check_index, check_methods, check_tokens, tensor_header, write_tensors
 
 _JSON_PER_SEGMENT = 512  # bytes that one more segment adds to ingest.json, at most
 _OURS = re.compile(
@@ -155,6 +155,7 @@ class DocumentWriter:
             raise ValueError(f"the text has {len(text)} characters, the draft says {self.draft.source.characters}")
         check_tokens(tokens, self.draft)
         check_index(index, self.draft)
+        check_methods(methods or {}, self.draft)
         encoded = text.encode()
         parts = (tokens, index, methods or {})
         sizes = [len(tensor_header(part)[0]) + sum(map(_bytes, part.values())) for part in parts]

@@ -63,7 +63,9 @@ def test_questions_on_a_document_of_the_library(library: Sandbox, tiny: Path, tm
     ]
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = library.run("bench", "quality", path, "--doc", "handbook", "--policies", "full,heads", "--budgets", "640", "--json")
+    done = library.run(
+        "bench", "quality", path, "--doc", "handbook", "--policies", "full,heads", "--budgets", "640", "--json"
+    )
     assert done.code == 0, done.err
     assert [row["questions"] for row in done.json["settings"]] == [1, 1]
     assert all("page3" in row["metrics"] for row in done.json["settings"])

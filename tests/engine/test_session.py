@@ -334,7 +334,6 @@ def test_damage_of_what_only_some_methods_need(damage: str, document: Path, tmp_
     assert len(verify_document(folder)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="shapes and places in methods.safetensors are not checked")
 @pytest.mark.parametrize(
     ("policy", "name", "forge"),
     [

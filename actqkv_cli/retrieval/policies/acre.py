@@ -27,8 +27,9 @@ class Policy:
     settled = True
 
     def __init__(self, task: Task, *options: str) -> None:
-        if "layer" in options and "mean" in options:
-            raise UsageError("in acre either each layer selects, or their mean")
+        for one, other in (("layer", "mean"), ("l1", "all")):
+            if one in options and other in options:
+                raise UsageError(f"acre takes either {one} or {other}, not both")
         self._task = task
         self._options = options
         self.scout_layers = layers = len(task.resident.representatives)
@@ -92,7 +93,8 @@ class Policy:
 
     def select(self, layer: int, queries: Tensor) -> Selection:
         if self._scouting:
-            self._look(layer, queries[:, self._task.own])
+            own = queries[:, self._task.own]
+            self._look(layer, own if own.shape[1] else queries)
         refilled = self._refilled[layer]
         chosen = [group for group, whole in zip(self._groups, refilled.tolist(), strict=True) if whole]
         blocks = [block for group in chosen for block in group]
@@ -128,7 +130,7 @@ def grouping(blocks: int, room: int, block_size: int) -> tuple[int, int]:
 
     def volume(size: int) -> int:
         entries = -(-blocks // size)
-        return min(entries, (room - entries) // (size * block_size - 1)) if room >= entries else -1
+        return min(entries, (room - entries) // max(size * block_size - 1, 1)) if room >= entries else -1
 
     best = max(range(1, blocks + 1), key=volume, default=0)
     return (best, volume(best)) if best and volume(best) > 0 else (l1_grouping(blocks, room), 0)
