@@ -173,6 +173,9 @@ class Draft(_Model):
     def _check_draft(self) -> "Draft":
         if self.segment_count > _MAX_SEGMENTS or self.geometry.layers * self.block_count > 1 << 27:
             raise ValueError("the document is too large")
+        size = self.geometry.block_size
+        if self.reading.sink % size or self.reading.local % size or not self.reading.local:
+            raise ValueError("sink and local window must be whole blocks, and there must be a local window")
         if self.document_start > self.tokens:
             raise ValueError("document_start is beyond the last token")
         if len(self.density) != (self.geometry.layers if self.retrieval_heads else 0):

@@ -181,9 +181,6 @@ class DocumentWriter:
         """The segments of an earlier run that can be kept: those before the first one that is not whole."""
         if not (self.folder / PROGRESS).exists():
             return []
-        if self.draft.reading.baselines:
-            self.warnings.append("starting over: the attention that tokens received so far is not kept")
-            return []
         try:
             progress = load_progress(self.folder)
         except (StoreDamaged, IdentityMismatch) as error:
@@ -191,6 +188,9 @@ class DocumentWriter:
             return []
         if progress.model_dump(exclude={"segments"}) != self.draft.model_dump(include=set(Draft.model_fields)):
             self.warnings.append("starting over: the unfinished ingest had other settings")
+            return []
+        if self.draft.reading.baselines and progress.segments:
+            self.warnings.append("starting over: the attention that tokens received so far is not kept")
             return []
         kept: list[Segment] = []
         for segment in progress.segments:
