@@ -65,7 +65,7 @@ def measure_all(
                 results.append(folder, measured)
                 rows += measured
                 number += 1
-                progress("asking", number, len(examples))
+                progress("asking/questions", number, len(examples))
     return rows
 
 

@@ -66,7 +66,7 @@ def quality(wanted: Quality, settings: Settings) -> None:
     plan += [(policy, budget) for policy in wanted.policies if policy != REFERENCE for budget in wanted.budgets]
     with contextlib.ExitStack() as stack:
         folder = wanted.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-bench-")))
-        show = stack.enter_context(progress("questions", quiet=wanted.as_json))
+        show = stack.enter_context(progress(quiet=wanted.as_json))
         how, generate = reading_of(settings), wanted.generate
         rows = measure_all(loaded, examples, plan, how, generate, settings.home, settings.cache, folder, show)
     summaries = paired.summaries(rows)

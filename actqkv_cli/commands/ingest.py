@@ -26,7 +26,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
     documents = _documents(files, name, failures, only=len(files) <= 1)
     results: list[dict[str, Any]] = []
     reading, files_of_model, loaded = reading_of(settings), None, None
-    with progress("tokens", quiet) as report:
+    with progress(quiet) as report:
         for document in documents:
             for warning in document.warnings:
                 note(f"warning: {warning}")

@@ -15,7 +15,7 @@ def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
     """A model's files, fetched if they are not here yet. Raises what `resolve` raises."""
     if spec != "default" and (path := Path(spec).expanduser()).exists():
         spec = str(path.resolve())  # the store keeps it, and may be asked from another folder
-    with progress("bytes", quiet) as report:
+    with progress(quiet, "bytes") as report:
         return resolve(spec, cache=settings.cache, offline=settings.offline, progress=report)
 
 

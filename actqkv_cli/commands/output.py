@@ -47,8 +47,11 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(unit: str, quiet: bool = False) -> Iterator[Report]:
-    """Progress of work that has stages: a bar on a terminal, else a plain line now and then. unit: what is counted."""
+def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Report]:
+    """Progress of work that has stages: a bar on a terminal, else a plain line now and then.
+
+    unit: what is counted; a stage that counts something else says so: "asking/questions".
+    """
     if quiet:
         yield lambda stage, done, total: None
     elif sys.stderr.isatty():
@@ -73,10 +76,11 @@ def _bar(unit: str) -> Iterator[Report]:
         rates: dict[str, _Rate] = {}
 
         def report(stage: str, done: int, total: int) -> None:
+            stage, counted = _named(stage, unit)
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total or None, rate="")
                 rates[stage] = _Rate(done)
-            bar.update(tasks[stage], completed=done, total=total or None, rate=rates[stage].text(done, unit))
+            bar.update(tasks[stage], completed=done, total=total or None, rate=rates[stage].text(done, counted))
 
         yield report
 
@@ -87,14 +91,21 @@ def _plain_lines(unit: str) -> Report:
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
+        stage, counted = _named(stage, unit)
         if stage not in last:
             last[stage], rates[stage] = now, _Rate(done)
         elif now - last[stage] >= _PLAIN_EVERY:
             last[stage] = now
             share = f" of {total:,}" if total else ""
-            note(f"{stage}: {done:,}{share} {unit}, {rates[stage].text(done, unit)}{rates[stage].left(done, total)}")
+            rate = rates[stage].text(done, counted) + rates[stage].left(done, total)
+            note(f"{stage}: {done:,}{share} {counted}, {rate}")
 
     return report
+
+
+def _named(stage: str, unit: str) -> tuple[str, str]:
+    name, _, counted = stage.partition("/")
+    return name, counted or unit
 
 
 class _Rate:
@@ -107,7 +118,8 @@ class _Rate:
         return (done - self._first) / max(time.monotonic() - self._began, 1e-9)
 
     def text(self, done: int, unit: str) -> str:
-        return f"{self._per_second(done):,.0f} {unit}/s" if done > self._first else ""
+        rate = self._per_second(done)
+        return f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s" if done > self._first else ""
 
     def left(self, done: int, total: int) -> str:
         rate = self._per_second(done)
