@@ -52,7 +52,7 @@ def measure(
             if policy == REFERENCE:
                 reference = log_p
             values = {
-                **likelihood(log_p, gold, reference),
+                **(likelihood(log_p, gold, reference) if len(gold) else {}),
                 **_found(run, reader, example, blocks),
                 **_attended(run, reader, policy),
             }

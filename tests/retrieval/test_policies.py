@@ -30,7 +30,15 @@ from actqkv_cli.retrieval.policies import actqkv, heads, hybrid, make_policy, ne
 from actqkv_cli.retrieval.policy import Task, best
 from actqkv_kernels import activation_probe, block_scores
 
-SPECS = [*policy_names(), "acre:layer:attended", "acre:random", "acre:l1", "actqkv:mean:uniform", "heads:uniform"]
+SPECS = [
+    *policy_names(),
+    "acre:layer:attended",
+    "acre:random",
+    "acre:l1",
+    "actqkv:mean:uniform",
+    "heads:uniform",
+    "hybrid:own",
+]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -328,3 +336,22 @@ def test_the_ranking_is_the_attention_that_blocks_received(policy: str, tmp_path
     expected = heads.block_sums(received, tiny.BLOCK)
     assert 0 < float(ranking.sum()) < 1
     torch.testing.assert_close(ranking, expected, atol=1e-6, rtol=1e-3)
+
+
+def test_with_own_a_layer_adds_its_own_choice_to_the_best() -> None:
+    """The shares are as without it, the best 12 are in all, the rest is what a layer's probe-query scores best."""
+    task = make_task(20)
+    plain = heads.Policy(task)
+    expected = [[chosen.blocks.tolist() for chosen in choices] for choices in run(plain, 4)]
+    found = [[chosen.blocks.tolist() for chosen in choices] for choices in run(heads.Policy(task, "own"), 4)]
+    assert [list(map(len, choices)) for choices in found] == [list(map(len, choices)) for choices in expected]
+    assert found[0] == expected[0]
+    assert found[1] != expected[1]
+    ranking = plain.ranking(torch.zeros(50))
+    order = sorted(task.candidates, key=lambda block: -float(ranking[block]))
+    for layer, blocks in enumerate(found[1]):
+        probe = activation_probe(3 * normal(4 + 100 + layer, HEADS, 15, DIM))
+        scores = actqkv.candidate_scores(probe, task.resident.representatives[layer], task.candidates, "dot")
+        rest = sorted(set(task.candidates) - set(order[:12]), key=lambda block: -float(scores[block - 1]))
+        assert blocks == sorted([*order[:12], *rest[: len(blocks) - 12]])
+    assert all(choices == found[1] for choices in found[2:])

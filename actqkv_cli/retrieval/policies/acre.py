@@ -4,10 +4,10 @@ L1 holds one token of every group of blocks. A first pass attends to sink, L1 an
 says which groups matter and, by its entropy, how many: those are refilled beside the rest of L1 for a second pass
 over the question, and stay for the answer. Formulas and invariants: DESIGN section 4.
 
-Options: whose attention selects: the last layer's for all, unless `layer` (each its own) or `mean` (of all layers) is
-said; `attended` takes each group's most attended token into L1, not its last;
-`head-entropy` means the entropies of single heads. For ablation: `l1` refills nothing, `fixed` always as much as
-fits, `random` as much as it should but anywhere, `all` everything.
+Options: the last layer's attention selects for all, unless `layer` (each its own) or `mean` (of all layers) is said;
+`attended` takes each group's most attended token into L1, not its last; `head-entropy` is the mean of single heads'.
+For ablation: `l1` refills nothing, `fixed` always as much as fits, `random` as much as it should but anywhere, `all`
+everything.
 """
 
 import math

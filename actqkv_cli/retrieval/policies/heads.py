@@ -3,7 +3,8 @@
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
 one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
 
-Option, for ablation: `uniform` gives every layer as many.
+Options: with `own` a layer fills what is left of its share behind the best BLOCKS by its own probe-query, which comes
+closer to full attention; `uniform` gives every layer as many.
 """
 
 from dataclasses import replace
@@ -14,9 +15,9 @@ from torch import Tensor
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policy import Step, Task, best, kv_head
-from actqkv_kernels import budget_shares
+from actqkv_kernels import activation_probe, budget_shares
 
-OPTIONS = frozenset({"uniform"})
+OPTIONS = frozenset({"own", "uniform"})
 NEEDS = ("head_keys", "representatives")
 BLOCKS = 12  # of each layer on average, unless a budget is given; more of them distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
@@ -69,7 +70,18 @@ class Policy:
                     # The root keeps one head that is very sure from outvoting the others.
                     self._score += head_mass(self._task, layer, head.head, queries).sqrt()
             return self._scout.select(layer, queries)
+        if self._step == "question" and "own" in self._options:
+            self._chosen[layer] = self._with_own(layer, queries)
         return self._chosen[layer]
+
+    def _with_own(self, layer: int, queries: Tensor) -> Tensor:
+        """The best BLOCKS of the ranking, and as many of the layer's own choice as its share has beyond them."""
+        task, count = self._task, len(self._chosen[layer])
+        scores = actqkv.candidate_scores(
+            activation_probe(queries), task.resident.representatives[layer], task.candidates, task.score
+        )
+        scores[self._best(min(BLOCKS, count)) - task.candidates.start] = torch.inf
+        return best(scores, count, task.candidates.start)
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._score.cpu()
