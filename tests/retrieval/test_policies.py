@@ -350,7 +350,7 @@ def test_with_own_a_layer_adds_its_own_choice_to_the_best() -> None:
     ranking = plain.ranking(torch.zeros(50))
     order = sorted(task.candidates, key=lambda block: -float(ranking[block]))
     for layer, blocks in enumerate(found[1]):
-        probe = activation_probe(3 * normal(4 + 100 + layer, HEADS, 15, DIM))
+        probe = activation_probe(question(4, layer, 15))
         scores = actqkv.candidate_scores(probe, task.resident.representatives[layer], task.candidates, "dot")
         rest = sorted(set(task.candidates) - set(order[:12]), key=lambda block: -float(scores[block - 1]))
         assert blocks == sorted([*order[:12], *rest[: len(blocks) - 12]])
