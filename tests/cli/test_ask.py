@@ -13,7 +13,7 @@ from sandbox import Done, Sandbox, finish, flip
 from actqkv_cli.store import jsonfile
 
 QUESTION = "Wer stand im «Café» an der Küste?"
-ASK = ["--doc", "Küste — Café.txt", "--device", "cpu", "--budget", "1024", "--max-tokens", "24"]
+ASK = ["--doc", "Küste — Café.txt", "--device", "cpu", "--budget", "1024", "--max-tokens", "24", "--policy", "heads"]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_quiet_is_quiet_and_sampling_follows_the_seed_whatever_the_bytes_of_a_qu
 
 
 def test_a_reader_that_goes_away_is_no_failure(library: Sandbox) -> None:
-    process = library.start("ask", QUESTION, *ASK[:-1], "200")
+    process = library.start("ask", QUESTION, *ASK, "--max-tokens", "200")
     assert process.stdout is not None
     assert process.stdout.read(1)
     process.stdout.close()

@@ -56,6 +56,7 @@ def test_the_record_is_complete_and_the_budget_is_kept(answered: dict[str, Any])
     assert {"answer", "sources", "model", "usage", "timings", "budget", "seed", "version"} <= answered.keys()
     assert {"import", "load", "index", "retrieve", "first_token", "total"} == answered["timings"].keys()
     assert answered["model"]["name"] == "smollm2-135m-instruct"
+    assert answered["policy"] == "hybrid"
     layers = answered["explain"]["blocks_per_layer"]
     attended = [64 + 512 + 32 * len(blocks) for blocks in layers]
     assert sum(attended) <= answered["budget"] * len(layers)
