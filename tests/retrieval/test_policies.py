@@ -74,14 +74,14 @@ def test_the_layers_share_the_budget_exactly(name: str, blocks: int) -> None:
         assert set(passes[0]) == {min(heads.SCOUT_BLOCKS, blocks)}
 
 
-def test_actqkv_shares_by_the_densities_of_the_step_before() -> None:
+def test_actqkv_shares_by_how_sharp_the_step_before_was() -> None:
     policy = actqkv.Policy(make_task())
     policy.begin("question")
     flat, sharp = torch.zeros(HEADS, 5, DIM), 50 * normal(5, HEADS, 5, DIM)
-    even = [len(policy.select(layer, sharp if layer else flat)) for layer in range(LAYERS)]
+    even = [len(policy.select(layer, flat if layer else sharp)) for layer in range(LAYERS)]
     assert even == [10] * LAYERS
     policy.begin("decode")
-    shares = [len(policy.select(layer, flat if layer else sharp)) for layer in range(LAYERS)]
+    shares = [len(policy.select(layer, sharp if layer else flat)) for layer in range(LAYERS)]
     assert shares[0] == 20 > max(shares[1:])
     policy.begin("decode")
     assert len(policy.select(0, flat)) < 10
