@@ -75,7 +75,7 @@ def test_keeps_the_keys_of_the_retrieval_heads(segment: int, tmp_path: Path) -> 
     assert torch.equal(found, torch.stack(expected))
 
 
-@pytest.mark.parametrize(("window", "segment", "local"), [(32, 32, 32), (8, 32, 64), (64, 64, 0), (16, 128, 32)])
+@pytest.mark.parametrize(("window", "segment", "local"), [(32, 32, 32), (8, 32, 64), (64, 64, 8), (16, 128, 32)])
 def test_memory_holds_a_segment_a_local_window_and_a_window(
     window: int, segment: int, local: int, tmp_path: Path
 ) -> None:
