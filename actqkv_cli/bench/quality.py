@@ -30,6 +30,11 @@ def document_of(context: str) -> Document:
     return Document(f"context-{digest[:12]}.txt", digest, (Page(1, context),), 1, (), (), "text")
 
 
+def document_name(example: Example) -> str:
+    """What the results call the document that a question is about."""
+    return example.document or document_of(example.context).name
+
+
 def measure(
     loaded: LoadedModel,
     session: Session,
@@ -64,7 +69,7 @@ def measure(
             yield Measured(
                 example=example.id,
                 task=example.task,
-                document=reader.manifest.source.name,
+                document=document_name(example),
                 tokens=reader.manifest.tokens,
                 policy=policy,
                 budget=budget,

@@ -1,6 +1,7 @@
 """A folder that keeps what a run has measured, so that an interrupted one goes on where it was."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,11 @@ from actqkv_cli.store.files import write_atomic
 RUN, ROWS = "run.json", "results.jsonl"
 
 
-def resume(folder: Path, run: dict[str, Any]) -> list[Measured]:
+def resume(folder: Path, run: dict[str, Any], settings: int) -> list[Measured]:
     """What an earlier run with the same description has measured; begins the folder if there is none.
 
-    A line that was cut off by a kill is dropped. Raises UsageError if the folder holds another run.
+    A question that a kill left without some of its `settings` rows is dropped. Raises UsageError if the folder holds
+    another run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -31,13 +33,18 @@ def resume(folder: Path, run: dict[str, Any]) -> list[Measured]:
             raise UsageError(f"{folder} holds another run: {name} differs", "choose another folder, or delete it")
     path = folder / ROWS
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    lines = whole.splitlines()
-    write_atomic(path, [line + b"\n" for line in lines])
-    return [Measured(**json.loads(line)) for line in lines]
+    rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
+    found = Counter((row.task, row.document, row.example) for row in rows)
+    rows = [row for row in rows if found[row.task, row.document, row.example] == settings]
+    write_atomic(path, [_encode(rows)])
+    return rows
 
 
 def append(folder: Path, rows: Sequence[Measured]) -> None:
     """Add rows in one write."""
-    text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
     with (folder / ROWS).open("ab") as file:
-        file.write(text.encode())
+        file.write(_encode(rows))
+
+
+def _encode(rows: Sequence[Measured]) -> bytes:
+    return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()

@@ -9,7 +9,7 @@ from actqkv_cli import __version__
 from actqkv_cli.bench import results
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Measured, Setting
-from actqkv_cli.bench.quality import document_of, measure
+from actqkv_cli.bench.quality import document_name, document_of, measure
 from actqkv_cli.engine.ingest import Progress, ingest, model_identity
 from actqkv_cli.engine.session import open_session
 from actqkv_cli.model.load import LoadedModel
@@ -43,14 +43,14 @@ def measure_all(
         "generate": generate,
         "examples": hashlib.sha256(repr(examples).encode()).hexdigest(),
     }
-    rows = results.resume(folder, described)
-    done = {(row.task, row.example) for row in rows}  # a question's rows are written all at once
+    rows = results.resume(folder, described, len(plan))
+    done = {(row.task, row.document, row.example) for row in rows}
     groups: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
         groups.setdefault((example.document, example.context), []).append(example)
     number = 0
     for (name, context), group in groups.items():
-        left = [example for example in group if (example.task, example.id) not in done]
+        left = [example for example in group if (example.task, document_name(example), example.id) not in done]
         number += len(group) - len(left)
         if not left:
             continue

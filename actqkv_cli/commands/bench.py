@@ -108,7 +108,9 @@ def _examples(wanted: Quality, loaded: "LoadedModel", entry: Entry | None) -> "l
             if entry is not None:
                 found = [replace(e, document=entry.id) for e in found if e.document == entry.name]
             found = found[: wanted.questions]
-            examples += joined(found, wanted.tokens[0], count) if wanted.tokens else found
+            for tokens in wanted.tokens:
+                examples += joined(found, tokens, count)
+            examples += found if not wanted.tokens else []
     if not examples:
         raise UsageError("there are no questions to ask")
     return examples

@@ -64,27 +64,34 @@ class TestJoined:
 
 class TestResults:
     ROW = Measured("1", "task", "document", 9, "heads", 960, {"nll": 1.5}, 0.25)
+    BOTH = (ROW, replace(ROW, policy="full"))  # one question under two settings
 
     def test_a_run_goes_on_where_it_was(self, tmp_path: Path) -> None:
-        assert results.resume(tmp_path / "run", {"a": [1, 2]}) == []
-        results.append(tmp_path / "run", [self.ROW, replace(self.ROW, example="2")])
-        assert results.resume(tmp_path / "run", {"a": [1, 2]}) == [self.ROW, replace(self.ROW, example="2")]
+        assert results.resume(tmp_path / "run", {"a": [1, 2]}, 2) == []
+        results.append(tmp_path / "run", self.BOTH)
+        other = [replace(row, document="other") for row in self.BOTH]  # the same question of another document
+        results.append(tmp_path / "run", other)
+        assert results.resume(tmp_path / "run", {"a": [1, 2]}, 2) == [*self.BOTH, *other]
 
-    @pytest.mark.parametrize("cut", [1, 10])
-    def test_a_line_cut_by_a_kill_is_measured_again(self, cut: int, tmp_path: Path) -> None:
-        results.resume(tmp_path, {})
-        results.append(tmp_path, [self.ROW])
-        results.append(tmp_path, [replace(self.ROW, example="2")])
+    @pytest.mark.parametrize("cut", [1, 10, 130, 200])
+    def test_a_question_cut_by_a_kill_is_measured_again(self, cut: int, tmp_path: Path) -> None:
+        """In the middle of a line, and between the lines of a question."""
+        second = [replace(row, example="2") for row in self.BOTH]
+        results.resume(tmp_path, {}, 2)
+        results.append(tmp_path, self.BOTH)
+        results.append(tmp_path, second)
         path = tmp_path / results.ROWS
+        size = len(path.read_bytes()) // 4  # of a row, about
+        assert 2 * size > 200
         path.write_bytes(path.read_bytes()[:-cut])
-        assert results.resume(tmp_path, {}) == [self.ROW]
-        results.append(tmp_path, [self.ROW])
-        assert len(path.read_text().splitlines()) == 2
+        assert results.resume(tmp_path, {}, 2) == list(self.BOTH)
+        results.append(tmp_path, second)
+        assert results.resume(tmp_path, {}, 2) == [*self.BOTH, *second]
 
     def test_another_run_is_refused(self, tmp_path: Path) -> None:
-        results.resume(tmp_path, {"model": "a"})
+        results.resume(tmp_path, {"model": "a"}, 1)
         with pytest.raises(UsageError, match="model differs"):
-            results.resume(tmp_path, {"model": "b"})
+            results.resume(tmp_path, {"model": "b"}, 1)
 
 
 def test_a_documents_characters_stay_as_they_are() -> None:

@@ -304,8 +304,10 @@ def test_blocks_of_one_token() -> None:
 
 
 def test_a_question_without_tokens_of_its_own() -> None:
-    """As some benchmarks ask: the template alone. It says nothing, so all groups are alike."""
-    selected("acre", own=slice(3, 3))
+    """As some benchmarks ask: the template alone, all of which then asks."""
+    for layer, expected in zip(selected("acre", own=slice(3, 3)), selected("acre", own=slice(0, 15)), strict=True):
+        assert torch.equal(layer.blocks, expected.blocks)
+        assert torch.equal(layer.tokens, expected.tokens)
 
 
 # In a session
