@@ -16,7 +16,6 @@ from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import encode_question
 from actqkv_cli.retrieval.policies import needs
-from actqkv_cli.retrieval.sources import passages_of
 from actqkv_cli.store.reader import DocumentReader
 
 REFERENCE = "full"
@@ -50,7 +49,7 @@ def measure(
     reference: Tensor | None = None
     for start in range(0, len(settings), _TOGETHER):
         together = settings[start : start + _TOGETHER]
-        runs = session.start_all(encoded, together, len(gold))
+        runs = session.start_all([(encoded, policy, budget or None) for policy, budget in together], len(gold))
         followed = session.follow(runs, gold)
         for (policy, budget), run, logits in zip(together, runs, followed, strict=True):
             log_p = torch.log_softmax(logits, dim=-1).cpu()
@@ -58,13 +57,13 @@ def measure(
                 reference = log_p
             values = {
                 **(likelihood(log_p, gold, reference) if len(gold) else {}),
-                **_found(run, reader, example, blocks),
+                **_found(run, example, blocks),
                 **_attended(run, reader, policy),
             }
             if generate:
                 again = session.start(encoded, policy, example.max_tokens, budget or None)
                 sampling = Sampling(max_tokens=example.max_tokens)
-                answer = decode(again, loaded.model, loaded.tokenizer, sampling, lambda text: None)
+                answer = decode(again, loaded.model, loaded.tokenizer, sampling)
                 values["score"] = score(example.metric, answer.text, example)
             yield Measured(
                 example=example.id,
@@ -107,7 +106,7 @@ def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
     return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
 
 
-def _found(run: Run, reader: DocumentReader, example: Example, gold: list[set[int]]) -> dict[str, float]:
+def _found(run: Run, example: Example, gold: list[set[int]]) -> dict[str, float]:
     """Whether the best 1, 3 and 5 blocks touch a gold span, or, where all are wanted, their share; whether the right
     page is cited."""
     values: dict[str, float] = {}
@@ -116,7 +115,7 @@ def _found(run: Run, reader: DocumentReader, example: Example, gold: list[set[in
         touched = [not blocks.isdisjoint(order[:count]) for blocks in gold]
         values[f"recall{count}"] = sum(touched) / len(gold) if example.metric in _ALL_ANSWERS else float(any(touched))
     if example.pages:
-        pages = [source.page in example.pages for source in passages_of(reader, run.ranking, run.attended)]
+        pages = [source.passage.page in example.pages for source in run.sources]
         values |= {"page1": float(any(pages[:1])), "page3": float(any(pages[:3]))}
     return values
 

@@ -1,7 +1,7 @@
 """Decoding an answer, a token at a time."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,28 +31,83 @@ class Answer:
     finish: Literal["stop", "length"]
 
 
-def decode(run: Run, model: Any, tokenizer: Any, sampling: Sampling, on_text: Callable[[str], None]) -> Answer:
-    """Decode from a run's logits until the model ends its turn, or for `max_tokens`. Text is passed on as it comes."""
+Step = Callable[[list[Run], list[int]], object]
+"""Feeds runs their next tokens, after which each has new logits."""
+
+
+def decode(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    sampling: Sampling,
+    on_text: Callable[[str], None] = lambda piece: None,
+    check: Callable[[], None] = lambda: None,
+) -> Answer:
+    """Decode from a run's logits until the model ends its turn, or for `max_tokens`. Text is passed on as it comes.
+
+    check: called before every token; what it raises ends the answer.
+    """
+
+    def step(_: list[Run], tokens: list[int]) -> None:
+        check()
+        run.step(tokens[0])
+
+    return decode_all([run], step, model, tokenizer, sampling, lambda row, piece: on_text(piece))[0]
+
+
+def decode_all(
+    runs: Sequence[Run],
+    step: Step,
+    model: Any,
+    tokenizer: Any,
+    sampling: Sampling,
+    on_text: Callable[[int, str], None] = lambda row, piece: None,
+) -> list[Answer]:
+    """The same for several runs, whose tokens go through the model together; one that ends leaves the others to it."""
     stop = _stop_tokens(model, tokenizer)
-    generator = torch.Generator().manual_seed(sampling.seed)
-    stream = DecodeStream(skip_special_tokens=True)
-    pieces: list[str] = []
-    count = 0
-    finish: Literal["stop", "length"] = "length"
-    while count < sampling.max_tokens:
-        token = _draw(run.logits, sampling, generator)
+    writers = [_Writer(tokenizer, sampling) for _ in runs]
+    going = list(range(len(runs)))
+    while going:
+        tokens = [(row, writers[row].draw(runs[row].logits, stop)) for row in going]
+        fed = [(row, token) for row, token in tokens if token is not None]
+        for row, token in fed:
+            if piece := writers[row].take(token):
+                on_text(row, piece)
+        fed = [(row, token) for row, token in fed if writers[row].count < sampling.max_tokens]
+        going = [row for row, _ in fed]
+        if fed:
+            step([runs[row] for row in going], [token for _, token in fed])
+    return [Answer("".join(writer.pieces).rstrip(), writer.count, writer.finish) for writer in writers]
+
+
+class _Writer:
+    """The state of one answer: its tokens become text."""
+
+    def __init__(self, tokenizer: Any, sampling: Sampling) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._sampling = sampling
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self.pieces: list[str] = []
+        self.count = 0
+        self.finish: Literal["stop", "length"] = "length"
+
+    def draw(self, logits: Tensor, stop: set[int]) -> int | None:
+        """The next token, or None where the model ends its turn."""
+        token = _draw(logits, self._sampling, self._generator)
         if token in stop:
-            finish = "stop"
-            break
-        count += 1
-        piece = _CONTROL.sub("", stream.step(tokenizer.backend_tokenizer, token) or "")
-        piece = piece if pieces else piece.lstrip()
+            self.finish = "stop"
+            return None
+        return token
+
+    def take(self, token: int) -> str:
+        """The text that a token completes; it may be none."""
+        self.count += 1
+        piece = _CONTROL.sub("", self._stream.step(self._backend, token) or "")
+        piece = piece if self.pieces else piece.lstrip()
         if piece:
-            pieces.append(piece)
-            on_text(piece)
-        if count < sampling.max_tokens:
-            run.step(token)
-    return Answer("".join(pieces).rstrip(), count, finish)
+            self.pieces.append(piece)
+        return piece
 
 
 def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -17,16 +17,25 @@ ReadBlocks = Callable[[int, Tensor], Tensor]
 
 
 class BlockCache:
-    """The blocks read last, `capacity` of each layer, least recently used leave first."""
+    """The blocks read last, `capacity` of each layer (0 until `reserve`), least recently used leave first."""
 
-    def __init__(self, read: ReadBlocks, layers: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, read: ReadBlocks, layers: int, device: torch.device) -> None:
         self._read = read
-        self._capacity = capacity
+        self._capacity = 0
         self._device = device
         self._slots: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layers)]
         self._pool: list[Tensor | None] = [None] * layers
 
+    def reserve(self, capacity: int) -> None:
+        """Keep at least so many blocks of each layer from now on."""
+        if capacity > self._capacity:
+            self._capacity = capacity
+            self._pool = [None] * len(self._pool)
+            for slots in self._slots:
+                slots.clear()
+
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        """See `BlockSource`."""
         if len(ids) > self._capacity:
             return self._read(layer, ids).to(self._device)
         slots = self._slots[layer]
@@ -68,7 +77,8 @@ class GrowingBlocks:
         capacity = 2 * self._layout.retrieved_blocks + reading.sink // geometry.block_size
         if reading.prefill == "full":
             capacity = self.total_blocks
-        self._disk = BlockCache(self._files.read, geometry.layers, capacity, device)
+        self._disk = BlockCache(self._files.read, geometry.layers, device)
+        self._disk.reserve(capacity)
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
         self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)

@@ -40,7 +40,9 @@ class LayerAttention:
         layout: Layout,
         positions: Positions,
         workspace: Workspace,
+        gaps: Tensor | None = None,
     ) -> None:
+        """gaps: tokens of the source's last blocks that are no one's, int64 on the CPU."""
         self._layer = layer
         self._source = source
         self._select = select
@@ -48,6 +50,7 @@ class LayerAttention:
         self._layout = layout
         self._positions = positions
         self._workspace = workspace
+        self._gaps = gaps
         self.want_mass = False
         self.mass: Tensor | None = None  # (Hkv, F + N), attention that keys received in the last call, if wanted
 
@@ -56,13 +59,14 @@ class LayerAttention:
         layout = self._layout
         first = layout.near_start(position)
         end = -(-position // layout.block_size)
-        local = self._source.blocks(self._layer, torch.arange(first, end))
+        local, places = self._gather(torch.arange(first, end))
+        self._near_places = places[places < position]
         self.near_first = first * layout.block_size
-        self._near_count = position - self.near_first
+        self.document_near = self._near_count = len(self._near_places)
         self._sink = torch.arange(layout.sink_blocks(position))
-        heads, dim = local.shape[2], local.shape[4]
+        _, heads, _, dim = local.shape
         self._near = local.new_empty((2, heads, self._near_count + room, dim))
-        self._near[:, :, : self._near_count] = _join(local)[:, :, : self._near_count]
+        self._near[:, :, : self._near_count] = local[:, :, : self._near_count]
         self._near_rotated = torch.empty_like(self._near[0])
         self._rotated_count = 0
         self._rotated_base = -1
@@ -79,13 +83,19 @@ class LayerAttention:
         """Ids of the blocks attended beside sink and local window."""
         return self._sink[:0] if self._chosen is None else self._chosen.blocks
 
+    @property
+    def fed(self) -> Tensor:
+        """Keys, un-rotated, and values of the tokens fed since `begin`: `(2, Hkv, n, d)`."""
+        return self._near[:, :, self.document_near : self._near_count]
+
     def document_mass(self, tokens: int) -> Tensor:
         """Attention that each of the document's `tokens` tokens received in the last call, all heads: `(tokens,)`."""
         assert self.mass is not None
         received = self.mass.sum(dim=0)
         out = received.new_zeros(tokens)
-        out[self._far_places.to(out.device)] = received[: self.far_tokens]
-        out[self.near_first :] = received[self.far_tokens : self.far_tokens + tokens - self.near_first]
+        near = torch.arange(self.near_first, tokens) if self._gaps is None else self._near_places
+        places = torch.cat([self._far_places, near]).to(out.device)
+        out[places] = received[: len(places)]
         return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
@@ -141,9 +151,7 @@ class LayerAttention:
         ):
             return
         self._chosen = selected
-        ids, size = torch.cat([self._sink, selected.blocks]), self._layout.block_size
-        keys, values = _join(self._source.blocks(self._layer, ids))
-        self._far_places = (ids[:, None] * size + torch.arange(size)).flatten()
+        (keys, values), self._far_places = self._gather(torch.cat([self._sink, selected.blocks]))
         if len(selected.tokens):
             keys, values = torch.cat([keys, selected.states[0]], dim=1), torch.cat([values, selected.states[1]], dim=1)
             self._far_places = torch.cat([self._far_places, selected.tokens])
@@ -159,6 +167,16 @@ class LayerAttention:
             else:
                 keys = self._rotary.at(keys, self._far_positions.to(keys.device))
         self._far = (keys, values)
+
+    def _gather(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of blocks `(2, Hkv, n, d)`, and which tokens they are `(n,)`."""
+        size = self._layout.block_size
+        states = _join(self._source.blocks(self._layer, ids))
+        places = (ids[:, None] * size + torch.arange(size)).flatten()
+        if self._gaps is None:
+            return states, places
+        kept = ~torch.isin(places, self._gaps)
+        return states[:, :, kept.to(states.device)], places[kept]
 
     def _near_base(self) -> int:
         """The position that the first key of the local window takes."""

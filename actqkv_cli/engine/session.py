@@ -1,81 +1,63 @@
 """A question put to a stored document: the scout pass, the answer pass, and the decoding that follows."""
 
-import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from actqkv_cli.engine.blocks import BlockCache
+from actqkv_cli.engine.context import Context, Source, context_of
+from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.layer import LayerAttention
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
-from actqkv_cli.retrieval.lexical import lexical_index
 from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.retrieval.policies.heads import block_sums
-from actqkv_cli.retrieval.policy import Resident, RetrievalPolicy, Task
+from actqkv_cli.retrieval.policy import RetrievalPolicy, Task
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_kernels import Workspace
 
 
 @contextmanager
 def open_session(model: PreTrainedModel, reader: DocumentReader, budget: int | None = None) -> Iterator["Session"]:
-    """Put our attention on the model and a document's resident part into memory.
+    """A session over one document, as `session_over`."""
+    with session_over(model, context_of([OpenDocument(reader, model.device)], model), budget) as session:
+        yield session
+
+
+@contextmanager
+def session_over(model: PreTrainedModel, context: Context, budget: int | None = None) -> Iterator["Session"]:
+    """Put our attention on the model.
 
     budget: tokens per layer beside the question, unless a question has its own; None: as the document was read with.
     """
     with actqkv_attention(model) as rotary:
-        yield Session(model, rotary, reader, budget)
-
-
-def load_resident(reader: DocumentReader, model: PreTrainedModel) -> Resident:
-    """What of a document stays in memory, on the model's device. Raises StoreDamaged if it does not fit the model."""
-    manifest, index = reader.manifest, {name: tensor.to(model.device) for name, tensor in reader.index().items()}
-
-    @functools.cache
-    def methods() -> Mapping[str, Tensor]:
-        return {name: tensor.to(model.device) for name, tensor in reader.methods().items()}
-
-    index_text = functools.cache(lexical_index)
-    resident = Resident(
-        representatives=index["representatives"],
-        query_heads=model.config.num_attention_heads,
-        heads=tuple(manifest.retrieval_heads),
-        head_keys=index.get("head_keys"),
-        density=tuple(manifest.density),
-        methods=methods,
-        lexical=lambda question: index_text(reader)(question),
-    )
-    if resident.heads:
-        expected = (len(resident.head_rows), manifest.tokens, manifest.geometry.head_dim)
-        found = None if resident.head_keys is None else tuple(resident.head_keys.shape)
-        if found != expected or any(head.head >= resident.query_heads for head in resident.heads):
-            raise StoreDamaged(f"{reader.folder}: the keys of the retrieval heads do not fit them or the model")
-    return resident
+        yield Session(model, rotary, context, budget)
 
 
 class Session:
-    """A model and an open document, ready for any number of questions. Made by `open_session`."""
+    """A model and what it is asked about, ready for any number of questions. Made by `session_over`."""
 
-    def __init__(self, model: PreTrainedModel, rotary: Rotary, reader: DocumentReader, budget: int | None) -> None:
-        manifest = reader.manifest
+    def __init__(self, model: PreTrainedModel, rotary: Rotary, context: Context, budget: int | None) -> None:
+        manifest = context.documents[0].reader.manifest
         geometry, reading = manifest.geometry, manifest.reading
         self.model = model
-        self.tokens = manifest.tokens
+        self.context = context
+        self.tokens = context.tokens
         self.layout = Layout(geometry.block_size, reading.sink, reading.local, budget or reading.budget)
-        self.resident = load_resident(reader, model)
+        self.resident = context.resident
         self._reading = reading
         self._workspace = Workspace()
         self._rotary = rotary
         per_layer = self.layout.retrieved_blocks * 2 + (reading.sink + reading.local) // geometry.block_size
-        self.source = BlockCache(reader.read_blocks, geometry.layers, per_layer, model.device)
+        for document in context.documents:
+            document.cache.reserve(min(per_layer, document.reader.manifest.block_count))
 
     def task(self, question: EncodedQuestion, budget: int | None = None) -> Task:
         layout = replace(self.layout, budget=budget or self.layout.budget)
@@ -85,7 +67,7 @@ class Session:
             blocks=layout.retrieved_blocks,
             block_size=self.layout.block_size,
             tokens=self.tokens,
-            ranked_from=min(self._reading.sink, self.tokens - 1),
+            unranked=self.context.unranked,
             own=question.own,
             text=question.text,
             score=self._reading.score,
@@ -93,40 +75,55 @@ class Session:
 
     def start(self, question: EncodedQuestion, policy: str, room: int, budget: int | None = None) -> "Run":
         """Feed a question and be ready to decode up to `room` tokens. Questions do not see one another."""
-        return self.run([make_policy(policy, self.task(question, budget))], question, room)[0]
+        return self.start_all([(question, policy, budget)], room)[0]
 
-    def start_all(self, question: EncodedQuestion, settings: Sequence[tuple[str, int]], room: int) -> "list[Run]":
-        """One question under several policies and budgets (0: the session's), which go through the model together."""
-        tasks = [(policy, self.task(question, budget or None)) for policy, budget in settings]
-        return self.run([make_policy(policy, task) for policy, task in tasks], question, room)
+    def start_all(self, asked: Sequence[tuple[EncodedQuestion, str, int | None]], room: int) -> "list[Run]":
+        """(question, policy, budget) for each run; they go through the model together, and read blocks once."""
+        tasks = [(policy, self.task(question, budget), question) for question, policy, budget in asked]
+        return self.run([(make_policy(policy, task), question) for policy, task, question in tasks], room)
 
-    def run(self, policies: Sequence[RetrievalPolicy], question: EncodedQuestion, room: int) -> "list[Run]":
-        """A run for each policy, the question fed."""
-        runs = [Run(self, policy, question, room) for policy in policies]
-        ids = question.ids.to(self.model.device)
-        with torch.inference_mode():
-            for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
-                began = time.perf_counter()
-                scouts = [run for run in runs if run.policy.scout_layers == depth]
-                cache = attention_cache(*(run.begin("scout") for run in scouts))
-                with first_layers(self.model, depth):
-                    rows = ids.expand(len(scouts), -1)
-                    self.model.model(input_ids=rows, past_key_values=cache, use_cache=True)
-                for run in scouts:
-                    run.scout_seconds = time.perf_counter() - began
-            for run in runs:
-                run.begin("question")
-            for run, logits in zip(runs, self.forward(runs, ids), strict=True):
-                run.settle(logits[-1], question)
+    def run(self, asked: Sequence[tuple[RetrievalPolicy, EncodedQuestion]], room: int) -> "list[Run]":
+        """Feed questions, each under its policy, which go through the model together: a run for each."""
+        runs = [Run(self, policy, question, room) for policy, question in asked]
+        for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
+            began = time.perf_counter()
+            scouts = [run for run in runs if run.policy.scout_layers == depth]
+            cache = attention_cache(*(run.begin("scout") for run in scouts), lengths=_lengths(scouts))
+            with first_layers(self.model, depth), torch.inference_mode():
+                self.model.model(input_ids=self._rows(scouts), past_key_values=cache, use_cache=True)
+            for run in scouts:
+                run.scout_seconds = time.perf_counter() - began
+        for run in runs:
+            run.begin("question")
+        for run, logits in zip(runs, self.forward(runs, self._rows(runs), lengths=_lengths(runs)), strict=True):
+            run.settle(logits[-1])
         return runs
 
-    def forward(self, runs: "Sequence[Run]", ids: Tensor, keep: int = 1) -> Tensor:
-        """Feed the same tokens `(W,)` to every run: logits `(R, keep, V)` fp32 of the last of them (0: of all)."""
-        cache = attention_cache(*(run.layers for run in runs))
-        rows = ids.expand(len(runs), -1)
+    def _rows(self, runs: "Sequence[Run]") -> Tensor:
+        """The questions `(R, W)`, padded on the left: what is looked up of a row is its end."""
+        ids = [run.question.ids for run in runs]
+        longest = max(map(len, ids))
+        return torch.stack([pad(row, (longest - len(row), 0)) for row in ids]).to(self.model.device)
+
+    def forward(
+        self, runs: "Sequence[Run]", ids: Tensor, keep: int = 1, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """Feed tokens `(R, W)` to the runs, a row each: logits `(R, keep, V)` fp32 of the last of them (0: of all).
+
+        lengths: how many tokens of each row, from its end, are no padding.
+        """
+        cache = attention_cache(*(run.layers for run in runs), lengths=lengths)
         with torch.inference_mode():
-            out = self.model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
         return out.logits.float()
+
+    def step(self, runs: "Sequence[Run]", tokens: Sequence[int]) -> None:
+        """Feed every run its next token; each then has the logits of the one after it."""
+        for run in runs:
+            run.policy.begin("decode")
+        ids = torch.tensor(tokens, device=self.model.device)[:, None]
+        for run, logits in zip(runs, self.forward(runs, ids), strict=True):
+            run.logits = logits[-1]
 
     def follow(self, runs: "Sequence[Run]", tokens: Tensor) -> list[Tensor]:
         """Logits `(A, V)` fp32 of every run after the question, and after each but the last of an answer's tokens
@@ -140,16 +137,19 @@ class Session:
                 if ours and len(ids):
                     for run in ours:
                         run.policy.begin("decode")
-                    for run, found in zip(ours, self.forward(ours, ids, keep=0), strict=True):
+                    for run, found in zip(ours, self.forward(ours, ids.expand(len(ours), -1), keep=0), strict=True):
                         logits[run].append(found)
         return [torch.cat(logits[run]) for run in runs]
 
     def layers(self, policy: RetrievalPolicy) -> list[LayerAttention]:
-        positions, space = self._reading.positions, self._workspace
+        positions, space, gaps = self._reading.positions, self._workspace, self.context.gaps
         return [
-            LayerAttention(layer, self.source, policy.select, self._rotary, self.layout, positions, space)
+            LayerAttention(
+                layer, self.context, policy.select, self._rotary, self.layout, positions, space,
+                gaps if len(gaps) else None,
+            )
             for layer in range(len(self.resident.representatives))
-        ]
+        ]  # fmt: skip
 
 
 class Run:
@@ -157,6 +157,7 @@ class Run:
 
     def __init__(self, session: Session, policy: RetrievalPolicy, question: EncodedQuestion, room: int) -> None:
         self.policy = policy
+        self.question = question
         self.layers = session.layers(policy)
         self.scout_seconds = 0.0
         self._session = session
@@ -172,13 +173,13 @@ class Run:
         self.policy.begin(step)
         return layers
 
-    def settle(self, logits: Tensor, question: EncodedQuestion) -> None:
+    def settle(self, logits: Tensor) -> None:
         """The question has gone through all layers: keep the next token's logits `(V,)` and rank the blocks."""
         session = self._session
         self.logits = logits
         mass = torch.stack([layer.document_mass(session.tokens) for layer in self.layers]).mean(dim=0)
-        mass /= session.resident.query_heads * len(question.ids)
-        mass[: session.task(question).ranked_from] = 0  # every head looks at the sink, whatever is asked
+        mass /= session.resident.query_heads * len(self.question.ids)
+        mass[session.context.unranked.to(mass.device)] = 0
         self.ranking = self.policy.ranking(block_sums(mass, session.layout.block_size).cpu())
         for layer in self.layers:
             layer.want_mass = False
@@ -198,14 +199,22 @@ class Run:
         }
         return always.union(*(blocks.tolist() for blocks in self.blocks_of_layers))
 
+    @property
+    def sources(self) -> list[Source]:
+        """The best-ranked passages of those that were attended."""
+        return self._session.context.sources(self.ranking, self.attended)
+
     def step(self, token: int) -> Tensor:
         """Feed one token; returns (and keeps) the next token's logits `(V,)` fp32."""
-        self.policy.begin("decode")
-        self.logits = self._session.forward([self], torch.tensor([token], device=self.logits.device))[0, -1]
+        self._session.step([self], [token])
         return self.logits
 
     @property
     def attended_tokens(self) -> list[int]:
         """How many of the document's tokens each layer attends to now."""
-        near = self._session.tokens - self.layers[0].near_first
-        return [near + layer.far_tokens for layer in self.layers]
+        return [layer.document_near + layer.far_tokens for layer in self.layers]
+
+
+def _lengths(runs: Sequence[Run]) -> list[int] | None:
+    lengths = [len(run.question.ids) for run in runs]
+    return lengths if len(set(lengths)) > 1 else None

@@ -44,20 +44,22 @@ class Handle:
 
     layers: tuple[AttentionLayer, ...]  # one for each row of the batch
     key: Tensor  # (B, Hkv, W, d)
+    lengths: Sequence[int] | None  # tokens of each row, from its end, that are no padding
 
 
 class _CacheLayer(CacheLayerMixin):
     """The shape of a cache that transformers asks for; positions are ours, so the lengths it tells do not matter."""
 
-    def __init__(self, layers: tuple[AttentionLayer, ...]) -> None:
+    def __init__(self, layers: tuple[AttentionLayer, ...], lengths: Sequence[int] | None) -> None:
         super().__init__()
         self.layers = layers
+        self.lengths = lengths
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Handle, Tensor]:
-        return Handle(self.layers, key_states), value_states
+        return Handle(self.layers, key_states, self.lengths), value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -69,9 +71,12 @@ class _CacheLayer(CacheLayerMixin):
         return -1
 
 
-def attention_cache(*rows: Sequence[AttentionLayer]) -> Cache:
-    """A transformers cache that carries our layers, those of each row of a batch, to our attention function."""
-    return Cache(layers=[_CacheLayer(layers) for layers in zip(*rows, strict=True)])
+def attention_cache(*rows: Sequence[AttentionLayer], lengths: Sequence[int] | None = None) -> Cache:
+    """A transformers cache that carries our layers, those of each row of a batch, to our attention function.
+
+    lengths: how many tokens of each row are no padding, for rows padded on the left.
+    """
+    return Cache(layers=[_CacheLayer(layers, lengths) for layers in zip(*rows, strict=True)])
 
 
 def _attention(
@@ -87,14 +92,19 @@ def _attention(
     if not isinstance(key, Handle):
         raise TypeError("the actqkv attention runs only with a cache made by attention_cache()")
     if query.shape[0] != len(key.layers) or attention_mask is not None:
-        raise ValueError("the actqkv attention takes one unpadded sequence for each row of its cache")
+        raise ValueError("the actqkv attention takes one sequence for each row of its cache, and no mask")
     call = Call(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         rotates=bool(getattr(module, "use_rope", True)),
         sliding_window=sliding_window,
     )
     rows = zip(key.layers, query, key.key, value, strict=True)
-    out = torch.stack([layer.attend(q, k, v, call) for layer, q, k, v in rows])
+    if key.lengths is None:
+        out = torch.stack([layer.attend(q, k, v, call) for layer, q, k, v in rows])
+    else:
+        out = torch.zeros_like(query)
+        for row, length, (layer, q, k, v) in zip(out, key.lengths, rows, strict=True):
+            row[:, -length:] = layer.attend(q[:, -length:], k[:, -length:], v[:, -length:], call)
     return out.transpose(1, 2), None  # (B, W, H, d)
 
 

@@ -62,8 +62,8 @@ class Task:
     """One question to one document, as a policy sees it.
 
     candidates: the blocks between sink and local window; blocks: how many of them a layer may have, on average;
-    ranked_from: the first token that may be ranked, behind the sink; own: the question's own tokens in its window
-    (template left out); text: the question itself.
+    unranked: tokens that may not be ranked, int64 on the CPU: the sink, at which every head looks whatever is asked;
+    own: the question's own tokens in its window (template left out); text: the question itself.
     """
 
     resident: Resident
@@ -71,10 +71,16 @@ class Task:
     blocks: int
     block_size: int
     tokens: int
-    ranked_from: int
+    unranked: Tensor
     own: slice
     text: str = ""
     score: Literal["dot", "cosine"] = "dot"
+
+    @property
+    def ranked_blocks(self) -> Tensor:
+        """Which blocks hold a token that may be ranked: bool `(N,)` on the CPU."""
+        blocks = -(-self.tokens // self.block_size)
+        return torch.bincount(self.unranked // self.block_size, minlength=blocks) < self.block_size
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,14 @@ class Passage:
     blocks: tuple[int, int]
 
 
-def passages_of(reader: DocumentReader, ranking: Tensor, attended: set[int]) -> list[Passage]:
+def passages_of(
+    reader: DocumentReader, ranking: Tensor, attended: set[int], most: float | None = None
+) -> list[Passage]:
     """`passages` of an open document."""
     manifest, tokens = reader.manifest, reader.tokens()
     size = manifest.geometry.block_size
     return passages(
-        ranking, attended, reader.text(), tokens["char_start"], tokens["page"], manifest.document_start, size
+        ranking, attended, reader.text(), tokens["char_start"], tokens["page"], manifest.document_start, size, most
     )
 
 
@@ -43,11 +45,13 @@ def passages(
     page: Tensor,
     first: int,
     block_size: int,
+    most: float | None = None,
 ) -> list[Passage]:
     """The best passages, best first.
 
     ranking: `(N,)`, >= 0, a score per block; attended: the blocks that some layer attended to; char_start, page:
-    int32 `(T,)`; first: the first token of the document itself (template before it).
+    int32 `(T,)`; first: the first token of the document itself (template before it); most: the best score of all
+    documents, if there are several.
     """
 
     def characters(blocks: list[int]) -> tuple[int, int]:
@@ -56,7 +60,7 @@ def passages(
             return 0, 0
         return int(char_start[start]), int(char_start[end]) if end < len(char_start) else len(text)
 
-    best = float(ranking.max()) or 1.0
+    best = (float(ranking.max()) if most is None else most) or 1.0
     groups: list[list[int]] = []
     taken = 0
     for block in ranking.argsort(descending=True).tolist():

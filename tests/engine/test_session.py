@@ -248,7 +248,7 @@ def test_policies_that_go_through_the_model_together_are_each_as_alone(document:
     question, answer = tiny.question(tiny.tokens(9, 10)), tiny.tokens(6, 11)
     settings = [(policy, 0) for policy in POLICIES] + [("heads", 40), ("heads", 120), ("heads", 0)]
     with tiny.opened(tiny.model(), document) as session:
-        together = session.start_all(question, settings, 6)
+        together = session.start_all([(question, policy, budget) for policy, budget in settings], 6)
         chosen = [str(run.blocks_of_layers) for run in together]
         followed = session.follow(together, answer)
         for (policy, budget), run, ours, logits in zip(settings, together, chosen, followed, strict=True):
@@ -393,7 +393,8 @@ def test_the_cache_gives_what_the_store_has(capacity: int, blocks_read: list[int
         blocks_read.extend(ids.tolist())
         return content[layer, ids]
 
-    cache = BlockCache(read, 2, capacity, torch.device("cpu"))
+    cache = BlockCache(read, 2, torch.device("cpu"))
+    cache.reserve(capacity)
     draw = torch.Generator().manual_seed(2)
     for step in range(300):
         layer, count = step % 2, int(torch.randint(0, 11, (1,), generator=draw))
@@ -406,7 +407,8 @@ def test_the_cache_keeps_what_was_used_last(blocks_read: list[int]) -> None:
         blocks_read.extend(ids.tolist())
         return torch.zeros(len(ids), 2, 1, 4, 2)
 
-    cache = BlockCache(read, 1, 3, torch.device("cpu"))
+    cache = BlockCache(read, 1, torch.device("cpu"))
+    cache.reserve(3)
     for ids in ([1, 2, 3], [1, 2, 3], [1, 4], [1, 3], [2]):
         cache.blocks(0, torch.tensor(ids))
     assert blocks_read == [1, 2, 3, 4, 2]
@@ -421,7 +423,8 @@ def test_a_failed_read_leaves_the_cache_sound() -> None:
             raise OSError("unplugged")
         return content[ids]
 
-    cache = BlockCache(read, 1, 4, torch.device("cpu"))
+    cache = BlockCache(read, 1, torch.device("cpu"))
+    cache.reserve(4)
     cache.blocks(0, torch.tensor([1, 2]))
     with pytest.raises(OSError, match="unplugged"):
         cache.blocks(0, torch.tensor([2, 3]))

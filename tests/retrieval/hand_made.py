@@ -57,7 +57,7 @@ def make_task(
         methods=lambda: {**make_methods(), **methods},
         lexical=lexical,
     )
-    return Task(resident, candidates, blocks, BLOCK, TOKENS, SINK, own, text)
+    return Task(resident, candidates, blocks, BLOCK, TOKENS, torch.arange(SINK), own, text)
 
 
 def question(seed: int, layer: int, window: int = 15) -> Tensor:

@@ -259,8 +259,8 @@ def test_fusion_knows_no_scale_and_leaves_out_what_says_nothing() -> None:
 
 def test_neighbours_get_a_share() -> None:
     scores = torch.tensor([4.0, 0.0, 1.0, 0.0, 0.0, 2.0])
-    assert heads.with_neighbours(scores, 0).tolist() == [4.0, 2.5, 1.0, 0.5, 1.0, 2.0]
-    assert heads.with_neighbours(torch.tensor([0.0, 0.0, 6.0]), 2).tolist() == [
+    assert heads.with_neighbours(scores, torch.ones(6).bool()).tolist() == [4.0, 2.5, 1.0, 0.5, 1.0, 2.0]
+    assert heads.with_neighbours(torch.tensor([0.0, 0.0, 6.0]), torch.tensor([False, False, True])).tolist() == [
         0.0,
         0.0,
         6.0,

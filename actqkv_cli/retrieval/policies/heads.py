@@ -42,7 +42,7 @@ class Policy:
 
     def begin(self, step: Step) -> None:
         if step == "question":
-            self._score = self.score(with_neighbours(self._score, self._task.ranked_from // self._task.block_size))
+            self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
             self._chosen = [self._best(blocks) for blocks in self._shares()]
         self._step = step
 
@@ -87,13 +87,12 @@ class Policy:
         return self._score.cpu()
 
 
-def with_neighbours(score: Tensor, first: int) -> Tensor:
-    """Every block's score and a share of its neighbours'. score: `(N,)`; blocks before `first` stay unranked."""
+def with_neighbours(score: Tensor, ranked: Tensor) -> Tensor:
+    """Every block's score and a share of its neighbours'. score: `(N,)`; ranked: bool `(N,)`, the others get none."""
     beside = torch.zeros_like(score)
     beside[1:] += score[:-1]
     beside[:-1] += score[1:]
-    beside[:first] = 0
-    return score + NEIGHBOUR * beside
+    return score + NEIGHBOUR * beside * ranked.to(beside)
 
 
 def head_mass(task: Task, layer: int, head: int, queries: Tensor) -> Tensor:
@@ -108,14 +107,14 @@ def head_mass(task: Task, layer: int, head: int, queries: Tensor) -> Tensor:
 def question_mass(queries: Tensor, keys: Tensor, task: Task) -> Tensor:
     """Un-rotated attention from a question's own tokens to every block, a head at a time.
 
-    queries: `(H, Wq, d)`, keys: `(H, >= T, d)`. Softmax over all tokens behind the sink, averaged over the
+    queries: `(H, Wq, d)`, keys: `(H, >= T, d)`. Softmax over all tokens that may be ranked, averaged over the
     question's tokens, summed per block: `(H, N)` fp32.
     """
-    keys = keys[:, task.ranked_from : task.tokens].float()
+    keys, unranked = keys[:, : task.tokens].float(), task.unranked.to(keys.device)
     mass = keys.new_zeros(len(keys), task.tokens)
     for chunk in queries.split(_QUERY_CHUNK, dim=1):
         scores = chunk.float() @ keys.mT * queries.shape[-1] ** -0.5
-        mass[:, task.ranked_from :] += torch.softmax(scores, dim=-1).sum(dim=1)
+        mass += torch.softmax(scores.index_fill_(-1, unranked, float("-inf")), dim=-1).sum(dim=1)
     return block_sums(mass / max(queries.shape[1], 1), task.block_size)
 
 

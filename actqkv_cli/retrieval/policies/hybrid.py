@@ -17,9 +17,9 @@ BLOCKS = heads.BLOCKS
 
 class Policy(heads.Policy):
     def score(self, by_heads: Tensor) -> Tensor:
-        first = self._task.ranked_from // self._task.block_size
+        ranked = self._task.ranked_blocks.to(by_heads.device)
         by_words = lexical_scores(self._task).to(by_heads)
-        return torch.cat([by_heads[:first], fused(by_heads[first:], by_words[first:])])
+        return by_heads.masked_scatter(ranked, fused(by_heads[ranked], by_words[ranked]))
 
 
 def fused(*scores: Tensor) -> Tensor:

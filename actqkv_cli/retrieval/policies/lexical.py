@@ -18,8 +18,6 @@ class Policy(FixedScores):
 
 
 def lexical_scores(task: Task) -> Tensor:
-    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those before the ranked tokens have 0."""
+    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those that may not be ranked have 0."""
     assert task.resident.lexical is not None
-    scores = task.resident.lexical(task.text).clone()
-    scores[: task.ranked_from // task.block_size] = 0
-    return scores
+    return task.resident.lexical(task.text) * task.ranked_blocks

@@ -1,0 +1,183 @@
+"""What a question is put to: documents, and the turns of a conversation behind them, as one row of blocks.
+
+Keys are stored un-rotated, so blocks of different documents can stand side by side. Every part begins with a block of
+its own; what is missing in the last block of the part before it is a gap, which no one attends to.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from actqkv_cli.engine.document import OpenDocument
+from actqkv_cli.errors import UsageError
+from actqkv_cli.retrieval.policy import Resident, head_rows
+from actqkv_cli.retrieval.sources import MOST, Passage, passages_of
+from actqkv_cli.store.manifest import Manifest, decisive
+
+
+class Part(Protocol):
+    """Tokens in blocks. tokens: how many; representatives: `(L, N, R, Hkv, d)`; head_keys: `(rows, tokens, d)`."""
+
+    tokens: int
+    representatives: Tensor
+    head_keys: Tensor | None
+    lexical: Callable[[str], Tensor]  # a question's text -> (N,)
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that an answer rests on, and the document that it stands in."""
+
+    document: OpenDocument
+    passage: Passage
+
+
+@dataclass(frozen=True)
+class Context:
+    """parts: in order; firsts: the block that each begins with; tokens: where the last part ends, gaps counted.
+
+    gaps: tokens `(m,)` of the row that are no one's, and unranked: those that may not be ranked, which are the gaps
+    and every document's sink; both int64 on the CPU.
+    """
+
+    documents: tuple[OpenDocument, ...]
+    parts: tuple[Part, ...]
+    firsts: tuple[int, ...]
+    tokens: int
+    resident: Resident
+    gaps: Tensor
+    unranked: Tensor
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
+        if len(self.parts) == 1:
+            return self.parts[0].blocks(layer, ids)
+        borders = torch.searchsorted(ids, torch.tensor([*self.firsts, 1 << 40])).tolist()
+        found = [
+            part.blocks(layer, ids[begin:end] - first)
+            for part, first, begin, end in zip(self.parts, self.firsts, borders[:-1], borders[1:], strict=True)
+            if begin < end
+        ]
+        return torch.cat(found) if found else self.parts[0].blocks(layer, ids)
+
+    def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
+        """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks."""
+        most = float(ranking.max())
+        found = []
+        for document, first in zip(self.documents, self.firsts, strict=False):
+            count = document.reader.manifest.block_count
+            ours = {block - first for block in attended if first <= block < first + count}
+            scores = ranking[first : first + count]
+            found += [Source(document, passage) for passage in passages_of(document.reader, scores, ours, most)]
+        return sorted(found, key=lambda source: -source.passage.score)[:MOST]
+
+
+def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns: Part | None = None) -> Context:
+    """Documents side by side, and behind them turns, which begin with what the last document's last block holds.
+
+    Raises UsageError for documents that were read in different ways, StoreDamaged for one that does not fit its model.
+    """
+    query_heads = model.config.num_attention_heads
+    manifests = [document.reader.manifest for document in documents]
+    manifest = manifests[0]
+    for other in manifests[1:]:
+        for field, ours, theirs in _must_agree(manifest, other):
+            if ours != theirs:
+                names = f"{manifest.source.name} and {other.source.name}"
+                raise UsageError(
+                    f"{names} were read in different ways ({field}), and cannot be asked together",
+                    "ingest them with the same settings",
+                )
+    size, sink = manifest.geometry.block_size, manifest.reading.sink
+    rows = len(head_rows(manifest.retrieval_heads, query_heads, manifest.geometry.kv_heads))
+    for document in documents:
+        document.check(rows, query_heads)
+    parts: tuple[Part, ...] = (*documents, *([turns] if turns else []))
+    lengths = [part.tokens for part in parts]
+    if turns:
+        lengths[-2] -= lengths[-2] % size
+    firsts, gaps, unranked, position = [], [], [], 0
+    for number, length in enumerate(lengths):
+        firsts.append(position // size)
+        if number < len(documents):
+            unranked.append(torch.arange(position, position + min(sink, documents[number].tokens - 1)))
+        end = position + length
+        position = -(-end // size) * size
+        if number < len(lengths) - 1:
+            gaps.append(torch.arange(end, position))
+    none = torch.empty(0, dtype=torch.int64)
+    hidden = torch.cat([*gaps, none])
+    return Context(
+        documents=tuple(documents),
+        parts=parts,
+        firsts=tuple(firsts),
+        tokens=end,
+        resident=_resident(documents, parts, firsts, end, query_heads),
+        gaps=hidden,
+        unranked=torch.cat([*unranked, hidden]).unique(),
+    )
+
+
+def _must_agree(one: Manifest, other: Manifest) -> list[tuple[str, object, object]]:
+    fields: list[tuple[str, object, object]] = [
+        (name, getattr(one.reading, name), getattr(other.reading, name))
+        for name in ("sink", "local", "positions", "representative", "score")
+    ]
+    return [
+        *fields,
+        ("model", decisive(one.model), decisive(other.model)),
+        ("geometry", one.geometry, other.geometry),
+        ("retrieval heads", one.retrieval_heads, other.retrieval_heads),
+    ]
+
+
+def _resident(
+    documents: Sequence[OpenDocument], parts: Sequence[Part], firsts: Sequence[int], tokens: int, query_heads: int
+) -> Resident:
+    manifest = documents[0].reader.manifest
+    size = manifest.geometry.block_size
+    if len(parts) == 1:
+        representatives, head_keys = documents[0].representatives, documents[0].head_keys
+    else:
+        # A part ends where the next begins, so the block that turns take over from a document is theirs.
+        ends = [*firsts[1:], -(-tokens // size)]
+        counts = [end - first for first, end in zip(firsts, ends, strict=True)]
+        representatives = torch.cat([p.representatives[:, :n] for p, n in zip(parts, counts, strict=True)], dim=1)
+        known = [part.head_keys for part in parts]
+        whole = [_fitted(keys, count * size) for keys, count in zip(known, counts, strict=True) if keys is not None]
+        head_keys = torch.cat(whole, dim=1) if len(whole) == len(parts) else None
+
+    def lexical(question: str) -> Tensor:
+        if len(parts) == 1:
+            return documents[0].lexical(question)
+        return torch.cat([part.lexical(question)[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def methods() -> Mapping[str, Tensor]:
+        if len(parts) > 1:
+            raise UsageError(
+                "this policy works on one document at a time, and not in a conversation",
+                "choose hybrid, heads, lexical, actqkv, streaming or full",
+            )
+        return documents[0].methods()
+
+    return Resident(
+        representatives=representatives,
+        query_heads=query_heads,
+        heads=tuple(manifest.retrieval_heads),
+        head_keys=head_keys,
+        density=tuple(manifest.density),
+        methods=methods,
+        lexical=lexical,
+    )
+
+
+def _fitted(keys: Tensor, tokens: int) -> Tensor:
+    """Keys `(rows, T, d)` cut or padded to so many tokens."""
+    return pad(keys[:, :tokens], (0, 0, 0, max(0, tokens - keys.shape[1])))

@@ -1,0 +1,52 @@
+"""A document in use: what stays in memory of it, and a bounded cache in front of its blocks."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.engine.blocks import BlockCache
+from actqkv_cli.errors import StoreDamaged
+from actqkv_cli.retrieval.lexical import lexical_index
+from actqkv_cli.store.reader import DocumentReader
+
+
+class OpenDocument:
+    """An open document's resident tensors on `device`.
+
+    representatives: `(L, N, R, Hkv, d)`; head_keys: `(rows, T, d)` or None; methods: see `engine.methods`, and
+    lexical: the BM25 scores `(N,)` of the blocks for a question's text; both are loaded at their first use.
+    """
+
+    def __init__(self, reader: DocumentReader, device: torch.device) -> None:
+        self.reader = reader
+        self.tokens = reader.manifest.tokens
+        index = {name: tensor.to(device) for name, tensor in reader.index().items()}
+        self.representatives = index["representatives"]
+        self.head_keys = index.get("head_keys")
+        self.cache = BlockCache(reader.read_blocks, reader.manifest.geometry.layers, device)
+
+        @functools.cache
+        def methods() -> Mapping[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in reader.methods().items()}
+
+        @functools.cache
+        def words() -> Callable[[str], Tensor]:
+            return lexical_index(reader)
+
+        self.methods = methods
+        self.lexical: Callable[[str], Tensor] = lambda question: words()(question)
+
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        """See `BlockSource`."""
+        return self.cache.blocks(layer, ids)
+
+    def check(self, rows: int, query_heads: int) -> None:
+        """Raises StoreDamaged if the retrieval heads, or the `rows` of their keys, do not fit the model."""
+        manifest = self.reader.manifest
+        expected = (rows, manifest.tokens, manifest.geometry.head_dim)
+        found = None if self.head_keys is None else tuple(self.head_keys.shape)
+        heads = manifest.retrieval_heads
+        if heads and (found != expected or any(head.head >= query_heads for head in heads)):
+            raise StoreDamaged(f"{self.reader.folder}: the keys of the retrieval heads do not fit them or the model")
