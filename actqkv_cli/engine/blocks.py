@@ -1,7 +1,9 @@
 """Where blocks come from: a bounded cache in front of the disk, and, while a document is read, its newest tokens."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ class BlockCache:
         self._device = device
         self._slots: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layers)]
         self._pool: list[Tensor | None] = [None] * layers
+        self._coming: dict[int, tuple[list[int], Future[Tensor]]] = {}
 
     def reserve(self, capacity: int) -> None:
         """Keep at least so many blocks of each layer from now on."""
@@ -34,27 +37,49 @@ class BlockCache:
             for slots in self._slots:
                 slots.clear()
 
+    def read_ahead(self, layer: int, ids: Tensor) -> None:
+        """Begin to read what `blocks` will soon be asked for, while other layers compute."""
+        missing = [block for block in ids.tolist() if block not in self._slots[layer]]
+        if 0 < len(missing) <= self._capacity:
+            self._coming[layer] = missing, _reader().submit(self._read, layer, torch.tensor(missing))
+
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockSource`."""
         if len(ids) > self._capacity:
             return self._read(layer, ids).to(self._device)
-        slots = self._slots[layer]
-        wanted = ids.tolist()
+        slots, wanted = self._slots[layer], ids.tolist()
+        coming, read = self._coming.pop(layer, ([], None))
+        # What fails here is read again below, if it is wanted: a damaged block that is not must not fail the question.
+        if read is not None and not read.exception():
+            self._keep(layer, coming, read.result())
         missing = []
         for block in wanted:
             if block in slots:
                 slots.move_to_end(block)
             else:
                 missing.append(block)
+        if missing:
+            self._keep(layer, missing, self._read(layer, torch.tensor(missing)))
         pool = self._pool[layer]
-        if missing or pool is None:
-            read = self._read(layer, torch.tensor(missing, dtype=torch.int64)).to(self._device)
-            if pool is None:
-                pool = self._pool[layer] = read.new_empty((self._capacity, *read.shape[1:]))
-            for block in missing:
-                slots[block] = len(slots) if len(slots) < self._capacity else slots.popitem(last=False)[1]
-            pool[torch.tensor([slots[block] for block in missing], device=self._device, dtype=torch.int64)] = read
+        if pool is None:  # nothing was wanted of this layer so far
+            return self._read(layer, ids).to(self._device)
         return pool[torch.tensor([slots[block] for block in wanted], device=self._device, dtype=torch.int64)]
+
+    def _keep(self, layer: int, ids: list[int], read: Tensor) -> None:
+        slots, pool = self._slots[layer], self._pool[layer]
+        if pool is None:
+            shape = (self._capacity, *read.shape[1:])
+            pool = self._pool[layer] = torch.empty(shape, dtype=read.dtype, device=self._device)
+        read = read.to(self._device)
+        for block in ids:
+            slots[block] = len(slots) if len(slots) < self._capacity else slots.popitem(last=False)[1]
+        pool[torch.tensor([slots[block] for block in ids], device=self._device)] = read
+
+
+@functools.cache
+def _reader() -> ThreadPoolExecutor:
+    """One thread: the disk is kept busy, and the model keeps the processor."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="actqkv-read-ahead")
 
 
 class GrowingBlocks:

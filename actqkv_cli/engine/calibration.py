@@ -20,7 +20,7 @@ from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
-from actqkv_cli.retrieval.policy import Task
+from actqkv_cli.retrieval.policy import Task, Unforeseen
 from actqkv_cli.store.manifest import Draft, Geometry, Reading, RetrievalHead, Source
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
@@ -49,7 +49,7 @@ class Calibration(BaseModel):
 
 
 @dataclass
-class _Observer:
+class _Observer(Unforeseen):
     """ActQKV's policy, while it notes for every head of every layer which blocks the question looks at."""
 
     inner: actqkv.Policy

@@ -30,6 +30,8 @@ class Part(Protocol):
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor: ...
 
+    def read_ahead(self, layer: int, ids: Tensor) -> None: ...
+
 
 @dataclass(frozen=True)
 class Source:
@@ -57,15 +59,22 @@ class Context:
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
+        found = [part.blocks(layer, ours) for part, ours in self._by_part(ids)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def read_ahead(self, layer: int, ids: Tensor) -> None:
+        """Begin to read what a layer will soon be asked for. ids: as for `blocks`."""
+        for part, ours in self._by_part(ids):
+            part.read_ahead(layer, ours)
+
+    def _by_part(self, ids: Tensor) -> list[tuple[Part, Tensor]]:
+        """Which blocks of which parts: at least one part, of which there may be none."""
         if len(self.parts) == 1:
-            return self.parts[0].blocks(layer, ids)
+            return [(self.parts[0], ids)]
         borders = torch.searchsorted(ids, torch.tensor([*self.firsts, 1 << 40])).tolist()
-        found = [
-            part.blocks(layer, ids[begin:end] - first)
-            for part, first, begin, end in zip(self.parts, self.firsts, borders[:-1], borders[1:], strict=True)
-            if begin < end
-        ]
-        return torch.cat(found) if found else self.parts[0].blocks(layer, ids)
+        ranges = zip(self.parts, self.firsts, borders[:-1], borders[1:], strict=True)
+        found = [(part, ids[begin:end] - first) for part, first, begin, end in ranges if begin < end]
+        return found or [(self.parts[0], ids)]
 
     def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
         """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks."""

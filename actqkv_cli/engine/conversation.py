@@ -40,6 +40,9 @@ class _Turns:
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self._blocks[layer][ids.to(self._blocks[layer].device)]
 
+    def read_ahead(self, layer: int, ids: Tensor) -> None:
+        """They are in memory."""
+
 
 class Conversation:
     """`context` is what the next question is put to. Raises what `context_of` raises."""

@@ -42,6 +42,10 @@ class OpenDocument:
         """See `BlockSource`."""
         return self.cache.blocks(layer, ids)
 
+    def read_ahead(self, layer: int, ids: Tensor) -> None:
+        """See `BlockCache.read_ahead`."""
+        self.cache.read_ahead(layer, ids)
+
     def check(self, rows: int, query_heads: int) -> None:
         """Raises StoreDamaged if the retrieval heads, or the `rows` of their keys, do not fit the model."""
         manifest = self.reader.manifest

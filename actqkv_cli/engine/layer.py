@@ -51,11 +51,22 @@ class LayerAttention:
         self._positions = positions
         self._workspace = workspace
         self._gaps = gaps
+        self._position = -1
+        self.document_near = 0  # tokens of the local window before what is fed
+        self._rotated_count = 0
         self.want_mass = False
         self.mass: Tensor | None = None  # (Hkv, F + N), attention that keys received in the last call, if wanted
 
     def begin(self, position: int, room: int) -> None:
-        """Bring in sink and local window before token `position`, and room for `room` tokens after it."""
+        """Bring in sink and local window before token `position`, and room for `room` tokens after it.
+
+        At the position of the call before, what was fed since is dropped, and all else kept.
+        """
+        if position == self._position:
+            self._near_count = self.document_near
+            self._rotated_count = min(self._rotated_count, self._near_count)
+            return
+        self._position = position
         layout = self._layout
         first = layout.near_start(position)
         end = -(-position // layout.block_size)

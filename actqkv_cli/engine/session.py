@@ -95,9 +95,17 @@ class Session:
                 run.scout_seconds = time.perf_counter() - began
         for run in runs:
             run.begin("question")
+        self._read_ahead(runs)
         for run, logits in zip(runs, self.forward(runs, self._rows(runs), lengths=_lengths(runs)), strict=True):
             run.settle(logits[-1])
         return runs
+
+    def _read_ahead(self, runs: "Sequence[Run]") -> None:
+        """Have the blocks that are selected already read while the layers before theirs compute."""
+        sink = torch.arange(self.layout.sink_blocks(self.tokens))
+        for layer in range(len(self.resident.representatives)):
+            foreseen = [run.policy.foreseen(layer) for run in runs]
+            self.context.read_ahead(layer, torch.cat([sink, *foreseen]).unique())
 
     def _rows(self, runs: "Sequence[Run]") -> Tensor:
         """The questions `(R, W)`, padded on the left: what is looked up of a row is its end."""

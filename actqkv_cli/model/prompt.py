@@ -4,6 +4,7 @@ Everything up to the end of the document is read once and stored; the question a
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +20,19 @@ _CONTENT = (
     "Answer the question from the document, in a few words.\n"
     f"Question: {_QUESTION}"
 )
+_ANSWER, _NEXT = "<<actqkv-answer>>", "<<actqkv-next>>"
 _PLAIN_END = "\nAnswer:"
 _PIECE = 50_000  # characters tokenised at a time; a longer page is cut at white space
 
 
 @dataclass(frozen=True)
 class Template:
-    """The rendered prompt around the document and the question, as text."""
+    """The rendered prompt around the document and the question, as text; turn: from an answer to the next question."""
 
     before: str
     between: str
     after: str
+    turn: str
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,27 @@ class EncodedQuestion:
 
 def template(tokenizer: Any) -> Template:
     """The model's chat template around our markers; a model without one gets plain text."""
-    if tokenizer.chat_template is None:
-        rendered = (tokenizer.bos_token or "") + _CONTENT + _PLAIN_END
-    else:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _CONTENT}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-    parts = re.split(f"{_DOCUMENT}|{_QUESTION}", rendered)
-    if len(parts) != 3:
+    asked = [{"role": "user", "content": _CONTENT}]
+    again = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
+    first, both = _rendered(tokenizer, asked), _rendered(tokenizer, asked + again)
+    parts = re.split(f"{_DOCUMENT}|{_QUESTION}", first)
+    turn = re.split(f"{_ANSWER}|{_NEXT}", both)
+    if len(parts) != 3 or len(turn) != 3:
         raise UsageError("the model's chat template changes what it is given, so a document cannot be placed in it")
-    return Template(*parts)
+    before, between, after = parts
+    return Template(before, between, after, turn[1])
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    if tokenizer.chat_template is None:
+        contents = [message["content"] for message in messages]
+        turns = zip(contents[1::2], contents[2::2], strict=True)
+        said = "".join(f"{_PLAIN_END} {answer}\nQuestion: {question}" for answer, question in turns)
+        return (tokenizer.bos_token or "") + contents[0] + said + _PLAIN_END
+    rendered: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    return rendered
 
 
 def encode_document(tokenizer: Any, pages: list[tuple[int, int, str]]) -> EncodedDocument:
@@ -94,18 +105,37 @@ def encode_document(tokenizer: Any, pages: list[tuple[int, int, str]]) -> Encode
     return EncodedDocument(ids_, starts_, numbers_, len(prefix))
 
 
-def encode_question(tokenizer: Any, question: str, instruction: str = "", prefix: str = "") -> EncodedQuestion:
+def encode_question(
+    tokenizer: Any, question: str, instruction: str = "", prefix: str = "", following: bool = False
+) -> EncodedQuestion:
     """The question between the rest of the template.
 
-    instruction: how to answer, on lines of its own behind the question; prefix: what the answer is made to begin with.
+    instruction: how to answer, on lines of its own behind the question; prefix: what the answer is made to begin with;
+    following: it follows an answer that was fed before, and not the document.
     """
     parts = template(tokenizer)
-    between = tokenizer(parts.between, add_special_tokens=False)["input_ids"]
+    between = tokenizer(parts.turn if following else parts.between, add_special_tokens=False)["input_ids"]
     own = _encode_plain(tokenizer, question)["input_ids"]
     after = _encode_plain(tokenizer, f"\n{instruction}")["input_ids"] if instruction else []
     after += tokenizer(parts.after, add_special_tokens=False)["input_ids"]
     after += _encode_plain(tokenizer, prefix)["input_ids"]
     return EncodedQuestion(torch.tensor(between + own + after), slice(len(between), len(between) + len(own)), question)
+
+
+def encode_turns(
+    tokenizer: Any, turns: Sequence[tuple[str, str]], question: str, instruction: str = ""
+) -> EncodedQuestion:
+    """The last question, and before it earlier ones with their answers, which are fed again.
+
+    instruction: as of `encode_question`, to the last one.
+    """
+    before: list[int] = []
+    for number, (asked, answer) in enumerate(turns):
+        before += encode_question(tokenizer, asked, following=number > 0).ids.tolist()
+        before += _encode_plain(tokenizer, answer)["input_ids"]
+    last = encode_question(tokenizer, question, instruction, following=bool(turns))
+    own = slice(last.own.start + len(before), last.own.stop + len(before))
+    return EncodedQuestion(torch.cat([torch.tensor(before, dtype=torch.int64), last.ids]), own, question)
 
 
 def _encode_plain(tokenizer: Any, text: str) -> Any:

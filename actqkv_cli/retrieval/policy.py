@@ -113,12 +113,24 @@ class RetrievalPolicy(Protocol):
         un-rotated."""
         ...
 
+    def foreseen(self, layer: int) -> Tensor:
+        """Ids of the candidates that a layer will select in the step that began, if that is known by now: they are
+        read ahead."""
+        ...
+
     def ranking(self, mass: Tensor) -> Tensor:
         """A score `(N,)` fp32 on the CPU for each block of the document; sources are the best that were attended.
 
         mass: `(N,)`, the attention that each block received from the question, mean over layers and heads.
         """
         ...
+
+
+class Unforeseen:
+    """A policy that selects by each layer's own queries."""
+
+    def foreseen(self, layer: int) -> Tensor:
+        return torch.empty(0, dtype=torch.int64)
 
 
 def best(scores: Tensor, count: int, first: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Reading any blocks of a layer out of a document's segments: the hot path of the store."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,14 @@ _BATCH = 64  # runs of blocks read at once, each from one segment
 
 @dataclass
 class Traffic:
-    """Bytes read so far: cache blocks, the index, everything else (tokens, text, headers, checksum tables)."""
+    """Bytes read since `reset`: cache blocks, the index, everything else (tokens, text, headers, checksum tables)."""
 
     blocks: int = 0
     index: int = 0
     other: int = 0
+
+    def reset(self) -> None:
+        self.blocks = self.index = self.other = 0
 
 
 class BlockFiles:
@@ -37,11 +41,13 @@ class BlockFiles:
         self.bytes_read = Traffic()
         self._folder, self._geometry, self._segments = folder, geometry, segments
         self._open: dict[int, SegmentFile] = {}
+        self._lock = threading.Lock()  # blocks are read ahead in the background
 
     def close(self) -> None:
         """Closes the segments. What was read stays usable."""
-        while self._open:
-            self._open.popitem()[1].close()
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
 
     def read(self, layer: int, ids: Sequence[int] | Tensor) -> Tensor:
         """Blocks `ids` (document block numbers, strictly ascending) of one layer: (n, 2, Hkv, b, d), on the CPU.
@@ -62,9 +68,10 @@ class BlockFiles:
         if wanted[0] < 0 or wanted[-1] > last or (count > 1 and steps.min() < 1):
             raise ValueError("block numbers must be strictly ascending and within the document")
         runs = self._runs(wanted, steps)
-        for start in range(0, len(runs), _BATCH):
-            self._read_runs(layer, runs[start : start + _BATCH], raw(result))
-        self.bytes_read.blocks += count * geometry.block_bytes
+        with self._lock:
+            for start in range(0, len(runs), _BATCH):
+                self._read_runs(layer, runs[start : start + _BATCH], raw(result))
+            self.bytes_read.blocks += count * geometry.block_bytes
         return result
 
     def _runs(self, wanted: npt.NDArray[Any], steps: npt.NDArray[Any]) -> list[tuple[int, int, int, int]]:

@@ -15,6 +15,7 @@ from actqkv_cli.engine import session as session_module
 from actqkv_cli.engine.blocks import BlockCache
 from actqkv_cli.errors import StoreDamaged, UsageError
 from actqkv_cli.retrieval.policies import policy_names
+from actqkv_cli.retrieval.policy import Unforeseen
 from actqkv_cli.store import jsonfile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import write_tensors
@@ -276,7 +277,7 @@ def test_actqkv_moves_the_budget_between_layers(document: Path) -> None:
         assert len({len(blocks) for blocks in run.blocks_of_layers}) > 1
 
 
-class Changing:
+class Changing(Unforeseen):
     """A policy that takes another random choice of blocks, another number of them, at every call."""
 
     scout_layers = 0

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policy import Selection, Step, Task
+from actqkv_cli.retrieval.policy import Selection, Step, Task, Unforeseen
 
 OPTIONS = frozenset({"layer", "mean", "attended", "head-entropy", "l1", "fixed", "random", "all"})
 NEEDS = ("l1",)
 
 
-class Policy:
+class Policy(Unforeseen):
     settled = True
 
     def __init__(self, task: Task, *options: str) -> None:

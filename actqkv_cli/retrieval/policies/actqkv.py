@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_cli.retrieval.policy import Step, Task, Unforeseen, best
 from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
 OPTIONS = frozenset({"mean", "uniform"})
@@ -19,7 +19,7 @@ NEEDS = ("representatives",)
 _LEAST_SHARPNESS = 0.02  # no layer's weight is nothing
 
 
-class Policy:
+class Policy(Unforeseen):
     scout_layers = 0
     settled = False
 

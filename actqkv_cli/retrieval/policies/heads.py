@@ -74,6 +74,9 @@ class Policy:
             self._chosen[layer] = self._with_own(layer, queries)
         return self._chosen[layer]
 
+    def foreseen(self, layer: int) -> Tensor:
+        return self._chosen[layer] if self._step == "question" else torch.empty(0, dtype=torch.int64)
+
     def _with_own(self, layer: int, queries: Tensor) -> Tensor:
         """The best BLOCKS of the ranking, and as many of the layer's own choice as its share has beyond them."""
         task, count = self._task, len(self._chosen[layer])

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_cli.retrieval.policy import Step, Task, Unforeseen, best
 from actqkv_kernels import block_scores
 
 NEEDS = ("anchors",)
 
 
-class Policy:
+class Policy(Unforeseen):
     scout_layers = 0
     settled = False
 

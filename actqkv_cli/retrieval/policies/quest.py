@@ -6,13 +6,13 @@ a layer's heads, and no layer is left dense, so that the budget is that of the o
 
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_cli.retrieval.policy import Step, Task, Unforeseen, best
 from actqkv_kernels import bound_scores
 
 NEEDS = ("bounds",)
 
 
-class Policy:
+class Policy(Unforeseen):
     scout_layers = 0
     settled = False
 
