@@ -134,5 +134,5 @@ def test_our_attention_runs_only_on_our_cache() -> None:
             model(ids[None], use_cache=False)
         for rows, batch in ((1, 2), (2, 1), (3, 2)):
             cache = attention_cache(*[[_Raises()] * 4] * rows)
-            with pytest.raises(ValueError, match="one unpadded sequence"):
+            with pytest.raises(ValueError, match="one sequence for each row"):
                 model(ids.repeat(batch, 1), past_key_values=cache, use_cache=True)
