@@ -7,21 +7,18 @@ Options: with `own` a layer fills what is left of its share behind the best BLOC
 closer to full attention; `uniform` gives every layer as many.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policy import Step, Task, best, kv_head
-from actqkv_kernels import activation_probe, budget_shares
+from actqkv_kernels import activation_probe, budget_shares, density
 
 OPTIONS = frozenset({"own", "uniform"})
 NEEDS = ("head_keys", "representatives")
 BLOCKS = 12  # of each layer on average, unless a budget is given; more of them distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
-SCOUT_BLOCKS = 8  # of each layer on the way to the last head; 46 ranked no better, and are read for nothing
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
 
@@ -34,7 +31,9 @@ class Policy:
         self._task = task
         self._options = options
         self.scout_layers = 1 + max(head.layer for head in task.resident.heads)
-        self._scout = actqkv.Policy(replace(task, blocks=min(SCOUT_BLOCKS, task.blocks)))
+        # As many as are best for all: then there is nothing to share out, and no need to know how.
+        self._uniform = "uniform" in options or task.blocks <= BLOCKS
+        self._densities = torch.tensor(task.resident.density)
         self._step: Step = "scout"
         blocks = -(-task.tokens // task.block_size)
         self._score = torch.zeros(blocks, device=task.resident.representatives.device)
@@ -52,12 +51,10 @@ class Policy:
 
     def _shares(self) -> list[int]:
         """Blocks of each layer, by h of those that the scout pass ran through; above, by h's mean at calibration."""
-        if "uniform" in self._options:
-            return [min(self._task.blocks, len(self._task.candidates))] * len(self._task.resident.density)
-        densities = torch.tensor(self._task.resident.density)
-        densities[: self.scout_layers] = self._scout.densities[: self.scout_layers]
+        if self._uniform:
+            return [min(self._task.blocks, len(self._task.candidates))] * len(self._densities)
         # No layer has fewer blocks than are best for all: that loses the answer. What goes beyond is better shared out.
-        return budget_shares(densities, self._task.blocks, len(self._task.candidates), BLOCKS).tolist()
+        return budget_shares(self._densities, self._task.blocks, len(self._task.candidates), BLOCKS).tolist()
 
     def _best(self, blocks: int) -> Tensor:
         candidates = self._task.candidates
@@ -69,7 +66,10 @@ class Policy:
                 if head.layer == layer:
                     # The root keeps one head that is very sure from outvoting the others.
                     self._score += head_mass(self._task, layer, head.head, queries).sqrt()
-            return self._scout.select(layer, queries)
+            if not self._uniform:
+                self._densities[layer] = density(self._own_scores(layer, queries))
+            # Sink and local window are all that the scout attends to: with blocks it ranked no better.
+            return torch.empty(0, dtype=torch.int64)
         if self._step == "question" and "own" in self._options:
             self._chosen[layer] = self._with_own(layer, queries)
         return self._chosen[layer]
@@ -77,14 +77,19 @@ class Policy:
     def foreseen(self, layer: int) -> Tensor:
         return self._chosen[layer] if self._step == "question" else torch.empty(0, dtype=torch.int64)
 
-    def _with_own(self, layer: int, queries: Tensor) -> Tensor:
-        """The best BLOCKS of the ranking, and as many of the layer's own choice as its share has beyond them."""
-        task, count = self._task, len(self._chosen[layer])
-        scores = actqkv.candidate_scores(
+    def _own_scores(self, layer: int, queries: Tensor) -> Tensor:
+        """The candidates' scores by the layer's own probe-query: `(C,)`."""
+        task = self._task
+        return actqkv.candidate_scores(
             activation_probe(queries), task.resident.representatives[layer], task.candidates, task.score
         )
-        scores[self._best(min(BLOCKS, count)) - task.candidates.start] = torch.inf
-        return best(scores, count, task.candidates.start)
+
+    def _with_own(self, layer: int, queries: Tensor) -> Tensor:
+        """The best BLOCKS of the ranking, and as many of the layer's own choice as its share has beyond them."""
+        first, count = self._task.candidates.start, len(self._chosen[layer])
+        scores = self._own_scores(layer, queries)
+        scores[self._best(min(BLOCKS, count)) - first] = torch.inf
+        return best(scores, count, first)
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._score.cpu()
