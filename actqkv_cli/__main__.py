@@ -1,4 +1,26 @@
-from actqkv_cli.main import main
+"""The command's entry: a question goes straight to the worker if one runs, before anything slow is imported."""
+
+import os
+import sys
+
+WORKER_COMMANDS = ("ask", "chat")
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that spin long while they wait cost torch half of its speed and more on a machine that has other work.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if sys.argv[1:2] and sys.argv[1] in WORKER_COMMANDS:
+        from actqkv_cli.worker import client
+
+        code = client.run(sys.argv[1:])
+        if code is not None:
+            sys.exit(code)
+    from actqkv_cli.main import main as run_here
+
+    run_here()
+
 
 if __name__ == "__main__":
     main()

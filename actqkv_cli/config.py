@@ -1,10 +1,11 @@
 """Settings: a flag, else ACTQKV_* in the environment, else config.toml, else the default."""
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,7 +16,20 @@ from pydantic_settings import (
 from actqkv_cli.errors import UsageError
 
 BUDGET = 2048  # tokens attended per layer while a document is read, unless a setting says otherwise
-CONFIG_FILE = platformdirs.user_config_path("actqkv") / "config.toml"
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def config_file() -> Path:
+    """Asked for every time: the worker reads the settings of clients whose folders may differ."""
+    return platformdirs.user_config_path("actqkv") / "config.toml"
+
+
+def _duration(value: object) -> float:
+    """Seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(value).strip())
+    if found is None:
+        raise ValueError(f"should be a duration such as 90s, 10m or 2h, or 0, and not {str(value)!r}")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 class Settings(BaseSettings):
@@ -41,6 +55,8 @@ class Settings(BaseSettings):
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
+    token: SecretStr | None = Field(default=None, min_length=1)  # that clients of the server must show
+    keep_alive: Annotated[float, BeforeValidator(_duration)] = 600.0  # seconds; 0: no worker
 
     @classmethod
     def settings_customise_sources(
@@ -51,7 +67,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, CONFIG_FILE)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -61,7 +77,8 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"setting {name}: {first['msg']}", f"see the flags, ACTQKV_*, and {CONFIG_FILE}") from None
+        message = first["msg"].removeprefix("Value error, ")  # pydantic's word for what we said ourselves
+        raise UsageError(f"setting {name}: {message}", f"see the flags, ACTQKV_*, and {config_file()}") from None
     except (OSError, ValueError) as error:  # tomllib's error is a ValueError
-        raise UsageError(f"cannot read {CONFIG_FILE}: {error}") from None
+        raise UsageError(f"cannot read {config_file()}: {error}") from None
     return settings.model_copy(update={"home": settings.home.expanduser(), "cache": settings.cache.expanduser()})

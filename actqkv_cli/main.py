@@ -1,20 +1,20 @@
 """The command line: options and help only. A command's module is imported when the command runs."""
 
-import contextlib
-import json
 import os
-import shlex
 import sys
 import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 _BEGAN = time.perf_counter()
 
 import typer  # noqa: E402
 
 from actqkv_cli import __version__  # noqa: E402
-from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, DiskFull, OutOfMemory, UsageError  # noqa: E402
+from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, UsageError  # noqa: E402
+from actqkv_cli.failures import fail, foreseen, interrupted  # noqa: E402
 
 app = typer.Typer(
     name="actqkv",
@@ -34,6 +34,35 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summ
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
 Offline = Annotated[bool | None, typer.Option("--offline", help="Never use the network.")]
 Doc = Annotated[str | None, typer.Option("--doc", help="Document: id, name, or a part of them. [default: the latest]")]
+
+Docs = Annotated[
+    list[str] | None,
+    typer.Option("--doc", help="Document: id, name or a part; several are asked as one. [default: the latest]"),
+]
+All = Annotated[bool, typer.Option("--all", help="All documents of the library, asked as one.")]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        help="Retrieval: hybrid, heads, lexical, actqkv, acre, infllm, quest, snapkv, h2o, streaming or full. "
+        "[default: hybrid]"
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens attended per layer beside the question. "
+        "[default: 960 with hybrid, heads and lexical, else as at ingest]"
+    ),
+]
+MaxTokens = Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")]
+KeepAlive = Annotated[
+    str | None,
+    typer.Option(help="How long a worker keeps the model loaded: 90s, 10m, 2h; 0: none. [default: 10m]"),
+]
+AskedModel = Annotated[str | None, typer.Option(help="Where the document's model is now. [default: where it was]")]
+Result = TypeVar("Result")
+Prompts = Generator[str, str | None, None]  # what a conversation asks of its user, and is told: None at the end
 
 
 def _version(wanted: bool) -> None:
@@ -105,48 +134,105 @@ def ingest(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="The question, or - to read it from stdin.")],
-    doc: Doc = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help="Retrieval: hybrid, heads, lexical, actqkv, acre, infllm, quest, snapkv, h2o, streaming or full. "
-            "[default: hybrid]"
-        ),
+    context: typer.Context,
+    question: Annotated[
+        str | None, typer.Argument(help="The question, or - to read it from stdin. [default: a conversation]")
     ] = None,
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens attended per layer beside the question. "
-            "[default: 960 with hybrid, heads and lexical, else as at ingest]"
-        ),
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="Questions, one a line or JSON lines; answers come as JSON lines."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")] = None,
+    doc: Docs = None,
+    every: All = False,
+    policy: Policy = None,
+    budget: Budget = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens of this share. [default: 1]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draw. [default: 0]")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Where the document's model is now. [default: where it was]")
-    ] = None,
+    model: AskedModel = None,
     device: Device = None,
     offline: Offline = None,
     home: Home = None,
+    keep_alive: KeepAlive = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the blocks that each layer attended to.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="A stream of JSON events, one a line.")] = False,
-) -> None:
+) -> Prompts | None:
     """Answer a question from a document, with the pages that the answer rests on."""
     from actqkv_cli.commands import ask as command
 
     settings = _settings(
         policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        model=model, device=device, offline=offline, home=home,
+        model=model, device=device, offline=offline, home=home, keep_alive=keep_alive,
     )  # fmt: skip
+    began = _place(context, settings)
     output = "jsonl" if jsonl else "json" if as_json else "text"
-    command.run(question, doc, settings, output, explain, quiet, _BEGAN)
+    asked = command.Asked(doc or [], every, output, explain, quiet)
+    if file is not None:
+        if question is not None:
+            raise UsageError("--file holds the questions: leave the other one out")
+        command.run_file(file, asked, settings)
+        return None
+    if question is not None:
+        command.run(question, asked, settings, began)
+        return None
+    if output != "text" or not sys.stdin.isatty():
+        raise UsageError("there is no question", 'actqkv ask "…", or - to read it from stdin')
+    from actqkv_cli.commands import chat as conversation
+
+    return conversation.run(asked.docs, every, settings)
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    doc: Docs = None,
+    every: All = False,
+    policy: Policy = None,
+    budget: Budget = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    model: AskedModel = None,
+    device: Device = None,
+    offline: Offline = None,
+    home: Home = None,
+    keep_alive: KeepAlive = None,
+) -> Prompts:
+    """Talk about a document: a conversation that remembers what was said."""
+    from actqkv_cli.commands import chat as command
+
+    settings = _settings(
+        policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, model=model, device=device,
+        offline=offline, home=home, keep_alive=keep_alive,
+    )  # fmt: skip
+    _place(context, settings)
+    return command.run(doc or [], every, settings)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen; all but the loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8642,
+    token: Annotated[
+        str | None,
+        typer.Option(help="What clients must send as API key. Others may see it here: rather set ACTQKV_TOKEN."),
+    ] = None,
+    doc: Annotated[
+        str | None, typer.Option("--doc", help="The document whose model is loaded. [default: the latest]")
+    ] = None,
+    model: AskedModel = None,
+    device: Device = None,
+    offline: Offline = None,
+    home: Home = None,
+) -> None:
+    """Answer as OpenAI's chat completions do, until Ctrl-C: a document is a model, or a field "documents"."""
+    from actqkv_cli.commands import serve as command
+
+    command.run(host, port, doc, _settings(token=token, model=model, device=device, offline=offline, home=home))
 
 
 @app.command()
@@ -194,6 +280,59 @@ def verify(
     library.verify(doc, _settings(home=home), as_json)
 
 
+worker = typer.Typer(help="The background process that keeps the model loaded between questions.", no_args_is_help=True)
+app.add_typer(worker, name="worker")
+
+
+@worker.command("status")
+def worker_status(as_json: Json = False) -> None:
+    """Whether a worker runs, what it holds, and until when."""
+    from actqkv_cli.commands import worker as command
+
+    command.status(as_json)
+
+
+@worker.command("stop")
+def worker_stop() -> None:
+    """End the worker."""
+    from actqkv_cli.commands import worker as command
+
+    command.stop()
+
+
+SyntheticModel = Annotated[
+    str | None,
+    typer.Option(
+        "--synthetic-model",
+        help="A random model of a named shape in place of a real one: llama-3.1-8b, qwen2.5-7b, smollm2-135m, …",
+    ),
+]
+
+
+@app.command()
+def plan(
+    path: Annotated[Path, typer.Argument(help="A document.")],
+    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    synthetic_model: SyntheticModel = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")
+    ] = None,
+    baselines: Annotated[bool | None, typer.Option("--baselines", help="As at ingest.")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    offline: Offline = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Say what reading a document would take here, and whether keeping its cache pays, before any work is done."""
+    from actqkv_cli.commands import plan as command
+
+    settings = _settings(
+        model=model, budget=budget, baselines=baselines, device=device, dtype=dtype, offline=offline, home=home
+    )
+    command.run(path, synthetic_model, settings, as_json)
+
+
 bench = typer.Typer(help="Measure, each figure beside what it is compared with.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -225,6 +364,9 @@ def bench_quality(
     seed: Annotated[int, typer.Option(help="Of the generators.")] = 0,
     doc: Annotated[str | None, typer.Option("--doc", help="The ingested document that questions are about.")] = None,
     generate: Annotated[bool, typer.Option("--generate", help="Also decode answers, and score them (slow).")] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="Put every question to all documents at once, not to its own alone.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="A folder that keeps what was measured: an interrupted run goes on there.")
     ] = None,
@@ -243,7 +385,8 @@ def bench_quality(
     wanted = command.Quality(
         sources=sources, policies=policies.split(","), budgets=_numbers("--budgets", budgets),
         tokens=_numbers("--tokens", tokens) if tokens else [], questions=questions, depths=depths, seed=seed,
-        haystack=haystack, doc=doc, generate=generate, out=out, picture=picture, markdown=markdown, as_json=as_json,
+        haystack=haystack, doc=doc, generate=generate, together=together, out=out, picture=picture, markdown=markdown,
+        as_json=as_json,
     )  # fmt: skip
     command.quality(wanted, _settings(model=model, positions=positions, device=device, dtype=dtype, home=home))
 
@@ -253,6 +396,44 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} must be numbers separated by commas, not {text!r}") from None
+
+
+@bench.command("speed")
+def bench_speed(
+    file: Annotated[Path | None, typer.Argument(help="A document. [default: a text made for it]")] = None,
+    doc: Annotated[str | None, typer.Option("--doc", help="A document of the library in its place.")] = None,
+    tokens: Annotated[int, typer.Option(help="Of the text made for it.", min=1000)] = 16_000,
+    rounds: Annotated[int, typer.Option(help="How often everything is run.", min=1)] = 3,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer, and of decoding.", min=2)] = 64,
+    stock_tokens: Annotated[
+        int, typer.Option(help="The longest document that the stock model re-reads: that is quadratic.", min=0)
+    ] = 16_384,
+    full_tokens: Annotated[
+        int, typer.Option(help="How much of the document is read anew, by every reader.", min=1)
+    ] = 8192,
+    picture: Annotated[Path | None, typer.Option(help="Draw it: a .png or .svg file.")] = None,
+    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    synthetic_model: SyntheticModel = None,
+    policy: Policy = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens, of reading and decoding. [default: 2048]")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    offline: Offline = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Answers by stock re-reading, by loading the whole cache, and by retrieval: cold and warm, in a fresh process and
+    a resident one; decoding and reading beside the stock model's; and what this machine could do."""
+    from actqkv_cli.commands import bench as command
+
+    wanted = command.Speed(
+        file=file, doc=doc, tokens=tokens, synthetic=synthetic_model, rounds=rounds, stock_tokens=stock_tokens,
+        full_tokens=full_tokens, max_tokens=max_tokens, picture=picture, as_json=as_json,
+    )  # fmt: skip
+    settings = _settings(
+        model=model, policy=policy, budget=budget, device=device, dtype=dtype, offline=offline, home=home
+    )
+    command.speed(wanted, settings)
 
 
 @bench.command("ingest")
@@ -278,61 +459,113 @@ def _settings(**flags: Any) -> Any:
     return load_settings(**flags)
 
 
-def main() -> None:
-    """Run the command line; every foreseen failure is one line on stderr and a documented exit code."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads that spin long while they wait cost torch half of its speed and more on a machine that has other work.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    try:
-        code = app(standalone_mode=False)
-        if code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+def _place(context: typer.Context, settings: Any) -> float:
+    """Leaves for the worker if one is to carry out the command, else returns when it was called."""
+    call = context.find_object(Call)
+    if call is None:
+        return _BEGAN
+    call.place(call.argv, settings.keep_alive)
+    return call.began
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command as it was called.
+
+    began: perf_counter() then. place: is told argv and the seconds to keep alive as soon as these are known, and exits
+    or raises if the command is not to be carried out here. passes: what is raised for the caller, not for the user.
+    """
+
+    argv: Sequence[str]
+    began: float
+    place: Callable[[Sequence[str], float], None]
+    passes: tuple[type[Exception], ...] = ()
+
+
+def start(call: Call) -> int | Prompts:
+    """Carry out a command: its exit code, or a conversation that has not begun yet.
+
+    Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
+    """
+
+    def run() -> int | Prompts:
+        result = app(list(call.argv), prog_name="actqkv", obj=call, standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         sys.stdout.flush()
-        sys.exit(code or 0)
-    except (BrokenPipeError, SystemExit) as error:
-        if not isinstance(error.__context__ or error, BrokenPipeError):
-            raise
-        # The reader of our output has gone (typer then exits); nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0 if result is None else result
+
+    return _reported(call, run)
+
+
+def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:
+    """The next prompt of a conversation, or its exit code, after what its user said: None at first, and at the end.
+
+    Failures as in `start`.
+    """
+
+    def run() -> int | str:
+        try:
+            return conversation.send(line)
+        except StopIteration:
+            return 0
+
+    return _reported(call, run)
+
+
+def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
+    """What `run` returns, or the exit code of its failure, which the user is told of."""
+    try:
+        return run()
+    except call.passes:
+        raise
+    except BrokenPipeError:
+        raise
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer exits where it meets one
+            raise error.__context__ from None
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (KeyboardInterrupt, typer.Abort):
-        again = shlex.join(["actqkv", *sys.argv[1:]])
-        hint = f"`{again}` resumes at the last whole segment" if sys.argv[1:2] == ["ingest"] else ""
-        _fail(ActqkvError("interrupted", hint), EXIT_INTERRUPTED)
+        return interrupted(call.argv)
     except typer.TyperException as error:  # all of them are about how the command was called
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "actqkv"
-        _fail(UsageError(error.format_message(), f"see `{command} --help`"))
-    except ActqkvError as error:
-        _fail(error)
+        return fail(UsageError(error.format_message(), f"see `{command} --help`"), call.argv)
     except Exception as error:
-        if os.environ.get("ACTQKV_DEBUG"):
+        if os.environ.get("ACTQKV_DEBUG") and not isinstance(error, ActqkvError):
             raise
-        _fail(_foreseen(error))
+        return fail(foreseen(error), call.argv)
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+def _converse(call: Call, conversation: Prompts) -> int:
+    from actqkv_cli.commands import terminal
+
+    reply = go_on(call, conversation, None)
+    while isinstance(reply, str):
+        line = terminal.read_line(reply)
+        with terminal.interrupted_at_check():
+            reply = go_on(call, conversation, line)
+    return reply
 
 
-def _foreseen(error: Exception) -> ActqkvError:
-    """Running out of memory or disk can happen anywhere; all else is a fault of ours."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
-        return OutOfMemory("out of memory", "use a smaller --budget, a smaller model, or --device cpu")
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return DiskFull(f"no space left on the disk: {error.filename or ''}", "make room and run the command again")
-    return ActqkvError(f"unexpected failure: {text}", "ACTQKV_DEBUG=1 shows where; please report it")
+def _hand_over(argv: Sequence[str], keep_alive: float) -> None:
+    """Exit with the code of the worker that carries out the command; return if none is wanted, or to be had."""
+    if keep_alive > 0:
+        from actqkv_cli.worker import client
+
+        code = client.hand_over(argv)
+        if code is not None:
+            sys.exit(code)
 
 
-def _fail(error: ActqkvError, code: int | None = None) -> None:
-    code = error.exit_code if code is None else code
-    if {"--json", "--jsonl"} & set(sys.argv):
-        kind = "interrupted" if code == EXIT_INTERRUPTED else error.kind
-        fields = {"kind": kind, "message": error.message, "hint": error.hint, "exit_code": code}
-        done = getattr(error, "result", {})  # of a PartlyFailed
-        line = json.dumps({**done, "error": fields} if "--json" in sys.argv else {"type": "error", **fields})
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+def main() -> None:
+    """Run the command line, in this process or through a worker, and exit with its code."""
+    call = Call(sys.argv[1:], _BEGAN, _hand_over)
+    try:
+        result = start(call)
+        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result))
+    except BrokenPipeError:
+        # The reader of our output has gone; nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actqkv_cli.bench.machine import synchronize
 from actqkv_cli.engine.calibration import READING
 from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.prefill import prefill
@@ -18,15 +19,20 @@ from actqkv_cli.store.manifest import Draft, Reading, Source
 from actqkv_cli.store.writer import DocumentWriter
 
 
-def measure(loaded: LoadedModel, ids: Tensor, budget: int, rounds: int) -> dict[str, Any]:
-    """Tokens per second of both, in turn, `rounds` times; the ratio's median, least and most; peak memory in bytes."""
+def measure(loaded: LoadedModel, ids: Tensor, budget: int, rounds: int, full: bool = False) -> dict[str, Any]:
+    """Tokens per second of both, in turn, `rounds` times; the ratio's median, least and most; peak memory in bytes.
+
+    full: the stock model's over all tokens at once as well, with all of their attention.
+    """
     reading = READING.model_copy(update={"budget": budget})
-    _stock(loaded, ids[: reading.window * 2], reading)  # warm up
-    pairs = []
+    _stock(loaded, ids[: reading.window * 2], reading.window)  # warm up
+    pairs, whole = [], []
     for _ in range(rounds):
-        stock = len(ids) / _stock(loaded, ids, reading)
+        stock = len(ids) / _stock(loaded, ids, reading.window)
         ours = len(ids) / _ours(loaded, ids, reading)
         pairs.append((ours, stock))
+        if full:
+            whole.append(round(len(ids) / _stock(loaded, ids, len(ids)), 1))
     ratios = sorted(ours / stock for ours, stock in pairs)
     return {
         "tokens": len(ids),
@@ -34,9 +40,10 @@ def measure(loaded: LoadedModel, ids: Tensor, budget: int, rounds: int) -> dict[
         "budget": budget,
         "tokens_per_second": [round(ours, 1) for ours, _ in pairs],
         "stock_tokens_per_second": [round(stock, 1) for _, stock in pairs],
+        **({"stock_full_tokens_per_second": whole} if full else {}),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
-        "peak_host_bytes": _peak_bytes(),
+        "peak_host_bytes": None if full else _peak_bytes(),  # not ours alone
         "threads": torch.get_num_threads(),
         "device": str(loaded.device),
         "dtype": loaded.dtype,
@@ -44,14 +51,14 @@ def measure(loaded: LoadedModel, ids: Tensor, budget: int, rounds: int) -> dict[
     }
 
 
-def _stock(loaded: LoadedModel, ids: Tensor, reading: Reading) -> float:
-    """Seconds of the unmodified decoder over the windows, each on its own, no logits."""
+def _stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
+    """Seconds of the unmodified decoder over windows of so many tokens, each on its own, no logits."""
     ids = ids.to(loaded.device, torch.int64)
     began = time.perf_counter()
     with torch.inference_mode():
-        for start in range(0, len(ids), reading.window):
-            loaded.model.model(input_ids=ids[None, start : start + reading.window], use_cache=True)
-    _synchronize(loaded)
+        for start in range(0, len(ids), window):
+            loaded.model.model(input_ids=ids[None, start : start + window], use_cache=True)
+    synchronize(loaded.device)
     return time.perf_counter() - began
 
 
@@ -66,7 +73,7 @@ def _ours(loaded: LoadedModel, ids: Tensor, reading: Reading) -> float:
         began = time.perf_counter()
         with DocumentWriter.open(Path(scratch) / "bench", draft) as writer:
             prefill(loaded.model, ids, writer, geometry, reading)
-        _synchronize(loaded)
+        synchronize(loaded.device)
         return time.perf_counter() - began
 
 
@@ -76,8 +83,3 @@ def _peak_bytes() -> int | None:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _synchronize(loaded: LoadedModel) -> None:
-    if loaded.device.type == "cuda":
-        torch.cuda.synchronize(loaded.device)

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import zip_longest
@@ -22,7 +22,7 @@ _FORMATS = {".png": "png", ".svg": "svg"}
 _FULL = "full"
 
 # Paul Tol's "muted" palette, safe for the colour-blind, neighbours far apart; with seven markers 63 policies differ
-_COLOURS = ("#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#44aa99", "#aa4499", "#ddcc77")
+COLOURS = ("#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#44aa99", "#aa4499", "#ddcc77")
 _MARKERS = "osD^vPX"
 _APART = 0.035  # octaves between the intervals of two policies at one budget
 _SAME_LENGTH = 0.02  # share: neighbours in length that differ by less were meant to be of one length
@@ -82,15 +82,20 @@ def draw(rows: Sequence[Measured], path: Path) -> None:
     policy with its 95 % intervals; `full` and what has no budget as level lines.
     Raises UsageError on an unknown suffix, nothing to draw, no matplotlib, a path that cannot be written.
     """
-    check(path)
     needles = bool(rows) and all(row.depth is not None for row in rows)
     metric = _first(rows, (_SCORE, _RECALL, _NLL) if needles else (_NLL, _SCORE, _RECALL))
     if metric is None:
         raise UsageError("there is nothing to draw", f"needed: {_NLL.name}, {_SCORE.name} or {_RECALL.name}")
+    write(path, lambda: _heat_maps(rows, metric) if needles else _lines(rows, metric))
+
+
+def write(path: Path, make: "Callable[[], Figure]") -> None:
+    """Make a figure in the style of all our pictures, and write it. Raises UsageError as `draw` does."""
+    check(path)
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]):  # whatever the user's own defaults
-        figure = _heat_maps(rows, metric) if needles else _lines(rows, metric)
+        figure = make()
         data = BytesIO()
         kind = _FORMATS[path.suffix.lower()]
         figure.savefig(data, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
@@ -111,7 +116,7 @@ def _first(rows: Iterable[Measured], metrics: Iterable[_Metric]) -> _Metric | No
     return next((metric for metric in metrics if metric.name in found), None)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Inches. No pyplot: nothing outlives the call."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -134,7 +139,7 @@ def _lines(rows: Sequence[Measured], metric: _Metric) -> "Figure":
         else:
             by_policy.setdefault(summary.policy, {})[summary.budget] = estimate
 
-    figure = _figure(5.6, 3.4)
+    figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
     for place, (policy, estimates) in enumerate(by_policy.items()):
         shift = 2 ** (_APART * (place - (len(by_policy) - 1) / 2))
@@ -170,7 +175,7 @@ def _line(axes: "Axes", policy: str, estimates: dict[int, Estimate], shift: floa
     below = [0.0 if e.low is None else (e.mean - e.low) * times for e in estimates.values()]
     above = [0.0 if e.high is None else (e.high - e.mean) * times for e in estimates.values()]
     at = [budget * shift for budget in estimates]
-    colour = _COLOURS[place % len(_COLOURS)]
+    colour = COLOURS[place % len(COLOURS)]
     axes.errorbar(at, means, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=0.9)
     axes.plot(at, means, color=colour, marker=_MARKERS[place % len(_MARKERS)], label=policy)
 
@@ -195,7 +200,7 @@ def _heat_maps(rows: Sequence[Measured], metric: _Metric) -> "Figure":
     columns = len(budgets) if len(budgets) > 1 else min(_MOST_COLUMNS, len(policies))
     order = [(policy, budget) for policy in policies for budget in budgets]
     lines = math.ceil(len(order) / columns)
-    figure = _figure(1.4 + 1.9 * columns, 0.7 + 1.5 * lines)
+    figure = new_figure(1.4 + 1.9 * columns, 0.7 + 1.5 * lines)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     colours = matplotlib.colormaps["viridis" if metric.better == "higher" else "viridis_r"]  # bright is better
     known = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])

@@ -12,11 +12,11 @@ from actqkv_cli.bench.metrics import score
 from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode
+from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import encode_question
 from actqkv_cli.retrieval.policies import needs
-from actqkv_cli.store.reader import DocumentReader
 
 REFERENCE = "full"
 _TOGETHER = 8  # settings of a question that go through the model at once: more take memory for little
@@ -37,14 +37,18 @@ def document_name(example: Example) -> str:
 def measure(
     loaded: LoadedModel,
     session: Session,
-    reader: DocumentReader,
+    place: int,
     example: Example,
     settings: Sequence[Setting],
     generate: bool,
 ) -> Iterator[Measured]:
-    """One question under every setting; fidelity is to `full`, if that is among them, and has to come first."""
+    """One question under every setting; fidelity is to `full`, if that is among them, and has to come first.
+
+    place: which of the session's documents the question is about.
+    """
+    context = session.context
     gold = _gold_tokens(loaded.tokenizer, example)
-    blocks = gold_blocks(reader, example)
+    blocks = gold_blocks(context, place, example)
     encoded = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix)
     reference: Tensor | None = None
     for start in range(0, len(settings), _TOGETHER):
@@ -57,8 +61,8 @@ def measure(
                 reference = log_p
             values = {
                 **(likelihood(log_p, gold, reference) if len(gold) else {}),
-                **_found(run, example, blocks),
-                **_attended(run, reader, policy),
+                **_found(run, context, place, example, blocks),
+                **_attended(run, context, policy),
             }
             if generate:
                 again = session.start(encoded, policy, example.max_tokens, budget or None)
@@ -69,7 +73,7 @@ def measure(
                 example=example.id,
                 task=example.task,
                 document=document_name(example),
-                tokens=reader.manifest.tokens,
+                tokens=sum(document.tokens for document in context.documents),
                 policy=policy,
                 budget=budget,
                 values=values,
@@ -89,15 +93,16 @@ def likelihood(log_p: Tensor, gold: Tensor, reference: Tensor | None) -> dict[st
     return values
 
 
-def gold_blocks(reader: DocumentReader, example: Example) -> list[set[int]]:
+def gold_blocks(context: Context, place: int, example: Example) -> list[set[int]]:
     """The blocks in which each of the example's spans stands."""
+    reader, origin = context.documents[place].reader, context.firsts[place]
     starts, first = reader.tokens()["char_start"].long(), reader.manifest.document_start
     size = reader.manifest.geometry.block_size
     found = []
     for begin, end in example.spans:
         # The token in which a character stands is the last one that begins at or before it.
         low, high = torch.searchsorted(starts[first:], torch.tensor([begin, end - 1]), right=True).tolist()
-        found.append(set(range((first + low - 1) // size, (first + high - 1) // size + 1)))
+        found.append(set(range(origin + (first + low - 1) // size, origin + (first + high - 1) // size + 1)))
     return found
 
 
@@ -106,7 +111,7 @@ def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
     return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
 
 
-def _found(run: Run, example: Example, gold: list[set[int]]) -> dict[str, float]:
+def _found(run: Run, context: Context, place: int, example: Example, gold: list[set[int]]) -> dict[str, float]:
     """Whether the best 1, 3 and 5 blocks touch a gold span, or, where all are wanted, their share; whether the right
     page is cited."""
     values: dict[str, float] = {}
@@ -115,20 +120,21 @@ def _found(run: Run, example: Example, gold: list[set[int]]) -> dict[str, float]
         touched = [not blocks.isdisjoint(order[:count]) for blocks in gold]
         values[f"recall{count}"] = sum(touched) / len(gold) if example.metric in _ALL_ANSWERS else float(any(touched))
     if example.pages:
-        pages = [source.passage.page in example.pages for source in run.sources]
+        ours = context.documents[place]
+        pages = [source.document is ours and source.passage.page in example.pages for source in run.sources]
         values |= {"page1": float(any(pages[:1])), "page3": float(any(pages[:3]))}
     return values
 
 
-def _attended(run: Run, reader: DocumentReader, policy: str) -> dict[str, float]:
+def _attended(run: Run, context: Context, policy: str) -> dict[str, float]:
     """The fewest and the most retrieved blocks of a layer, tokens attended per layer, and bytes kept in memory."""
     blocks, tokens = [len(ids) for ids in run.blocks_of_layers], run.attended_tokens
-    resident = {**reader.index(), **reader.methods()}
+    resident = [{**document.reader.index(), **document.reader.methods()} for document in context.documents]
     values = {
         "least_blocks": float(min(blocks)),
         "most_blocks": float(max(blocks)),
         "attended": sum(tokens) / len(tokens),
-        "bytes": float(sum(resident[name].nbytes for name in needs(policy))),
+        "bytes": float(sum(tensors[name].nbytes for tensors in resident for name in needs(policy))),
     }
     ratio = getattr(run.policy, "entropy_ratio", None)
     return values if ratio is None else {**values, "entropy": ratio}

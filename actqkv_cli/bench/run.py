@@ -10,8 +10,10 @@ from actqkv_cli.bench import results
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.bench.quality import document_name, document_of, measure
+from actqkv_cli.engine.context import context_of
+from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import Progress, ingest, model_identity
-from actqkv_cli.engine.session import open_session
+from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.store.library import find, list_entries, remove
 from actqkv_cli.store.locks import reading
@@ -28,12 +30,14 @@ def measure_all(
     home: Path,
     cache: Path,
     folder: Path,
+    together: bool,
     progress: Progress,
 ) -> list[Measured]:
     """What all examples measure under all settings of `plan`; what `folder` has already is not measured again.
 
     home: the library of the documents that examples name; contexts are read into `folder`, one at a time, as `how`
-    says. Raises UsageError if `folder` holds another run, and whatever ingest and sessions raise.
+    says; together: every question is put to all documents, side by side. Raises UsageError if `folder` holds another
+    run, and whatever ingest and sessions raise.
     """
     described = {
         "version": __version__,
@@ -41,6 +45,7 @@ def measure_all(
         "reading": how.model_dump(),
         "settings": [list(setting) for setting in plan],
         "generate": generate,
+        "together": together,
         "examples": hashlib.sha256(repr(examples).encode()).hexdigest(),
     }
     rows = results.resume(folder, described, len(plan))
@@ -48,20 +53,31 @@ def measure_all(
     groups: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
         groups.setdefault((example.document, example.context), []).append(example)
+    places = list(groups)
+    most = max(budget for _, budget in plan) or None
     number = 0
-    for (name, context), group in groups.items():
-        left = [example for example in group if (example.task, document_name(example), example.id) not in done]
-        number += len(group) - len(left)
+    for asked in [places] if together else [[place] for place in places]:
+        left = [
+            (place, example)
+            for place, key in enumerate(asked)
+            for example in groups[key]
+            if (example.task, document_name(example), example.id) not in done
+        ]
+        number += sum(len(groups[key]) for key in asked) - len(left)
         if not left:
             continue
-        with (
-            _library_document(loaded, home, name)
-            if name
-            else _scratch_document(loaded, folder / "library", context, how, cache, progress) as reader,
-            open_session(loaded.model, reader, max(budget for _, budget in plan) or None) as session,
-        ):
-            for example in left:
-                measured = list(measure(loaded, session, reader, example, plan, generate))
+        with contextlib.ExitStack() as stack:
+            documents = []
+            for name, context in asked:
+                one = (
+                    _library_document(loaded, home, name)
+                    if name
+                    else _scratch_document(loaded, folder / "library", context, how, cache, progress)
+                )
+                documents.append(OpenDocument(stack.enter_context(one), loaded.device))
+            session = stack.enter_context(session_over(loaded.model, context_of(documents, loaded.model), most))
+            for place, example in left:
+                measured = list(measure(loaded, session, place, example, plan, generate))
                 results.append(folder, measured)
                 rows += measured
                 number += 1

@@ -1,126 +1,167 @@
-"""actqkv ask: a question to a document in the library."""
+"""actqkv ask: questions to documents in the library."""
 
+import json
 import os
 import sys
-import time
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli import __version__
+from actqkv_cli.commands import kept, terminal
+from actqkv_cli.commands.answers import Clock, bytes_read, record, show_sources, without_trailing_space
 from actqkv_cli.commands.output import note, print_event, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.store.library import find
-from actqkv_cli.store.locks import reading
+from actqkv_cli.store.library import Entry, find, list_entries
 
 if TYPE_CHECKING:
+    from actqkv_cli.engine.document import OpenDocument
     from actqkv_cli.engine.session import Run
-    from actqkv_cli.retrieval.sources import Passage
-    from actqkv_cli.store.reader import DocumentReader
+
+_TOGETHER = 8  # questions of a file that go through the model at once
 
 
-class _Clock:
-    """Seconds of each stage, and of all."""
+@dataclass(frozen=True)
+class Asked:
+    """docs: selectors of documents, none for the latest; all: every document; output: text, json or jsonl."""
 
-    def __init__(self, began: float) -> None:
-        self._began = self._last = began
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._last, 4)
-        self._last = now
-
-    def since_start(self, stage: str) -> None:
-        self.seconds[stage] = round(time.perf_counter() - self._began, 4)
+    docs: Sequence[str]
+    all: bool
+    output: str
+    explain: bool
+    quiet: bool
 
 
-def run(
-    question: str,
-    selector: str | None,
-    settings: Settings,
-    output: str,
-    explain: bool,
-    quiet: bool,
-    began: float,
-) -> None:
-    """Answer on stdout, sources on stderr after it (or everything as JSON). output: text, json or jsonl."""
+def documents(docs: Sequence[str], every: bool, home: Path) -> list[Entry]:
+    """The committed documents that are meant, each once. Raises what `find` raises."""
+    if every and docs:
+        raise UsageError("--all is every document: leave --doc out")
+    if not every:
+        found = [find(home, doc) for doc in docs] or [find(home, None)]
+        return list({entry.id: entry for entry in found}.values())
+    entries = list_entries(home)
+    for entry in entries:
+        if entry.manifest is None:
+            note(f"warning: {entry.id} is {entry.state}, and left out")
+    whole = [entry for entry in entries if entry.manifest is not None]
+    return whole or [find(home, None)]  # which says what is wrong
+
+
+def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
+    """Answer on stdout, sources on stderr after it (or everything as JSON)."""
     raw = sys.stdin.buffer.read() if question == "-" else os.fsencode(question)
-    question = raw.decode(errors="replace")
-    if not question.strip():
+    question = raw.decode(errors="replace").strip()
+    if not question:
         raise UsageError("the question is empty")
-    clock = _Clock(began)
-    entry = find(settings.home, selector)
-    with reading(settings.home, entry.id):
-        import torch  # noqa: F401
-        from transformers import AutoModelForCausalLM  # noqa: F401
+    clock = Clock(began)
+    entries = documents(asked.docs, asked.all, settings.home)
+    _import()
+    clock.lap("import")
+    from actqkv_cli.engine.answer import Sampling, decode
+    from actqkv_cli.engine.session import session_over
+    from actqkv_cli.model.prompt import encode_question
 
-        from actqkv_cli.commands.models import load, locate
-        from actqkv_cli.engine.answer import Sampling, decode
-        from actqkv_cli.engine.ingest import model_identity
-        from actqkv_cli.engine.session import open_session
-        from actqkv_cli.model.prompt import encode_question
-        from actqkv_cli.retrieval.policies import usual_budget
-        from actqkv_cli.retrieval.sources import passages_of
-        from actqkv_cli.store.manifest import check_identity, decisive
-        from actqkv_cli.store.reader import DocumentReader
+    with kept.model_of(entries, settings, asked.quiet) as loaded:
+        clock.lap("load")
+        opened = kept.open_documents(entries)
+        budget = budget_of(settings, opened)
+        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+            clock.lap("index")
+            encoded = encode_question(loaded.tokenizer, question)
+            started = session.start(encoded, settings.policy, room=settings.max_tokens)
+            clock.lap("retrieve")
+            clock.seconds["retrieve"] = round(started.scout_seconds, 4)
+            sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
+            clock.since_start("first_token")
+            write = without_trailing_space(_writer(asked.output))
+            answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, terminal.check)
+        if asked.output == "text":
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        result = record(started, answer, opened, settings.policy, budget, settings.seed)
+        clock.since_start("total")
+        result["usage"]["bytes_read"] = bytes_read(opened)
+        result["timings"] = clock.seconds
+    _tell(result, started, asked, opened[0].reader.manifest.geometry.block_size)
 
-        clock.lap("import")
-        with DocumentReader(entry.folder) as reader:
-            manifest = reader.manifest
-            budget = settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size)
-            spec = manifest.model["name"] if settings.model == "default" else settings.model
-            loaded = load(locate(spec, settings, quiet), manifest.geometry.dtype, settings)
-            check_identity(decisive(manifest.model), decisive(model_identity(loaded)))
-            clock.lap("load")
-            with open_session(loaded.model, reader, budget) as session:
-                clock.lap("index")
-                encoded = encode_question(loaded.tokenizer, question.strip())
-                started = session.start(encoded, settings.policy, room=settings.max_tokens)
-                clock.lap("retrieve")
-                clock.seconds["retrieve"] = round(started.scout_seconds, 4)
-                sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
-                clock.since_start("first_token")
-                answer = decode(started, loaded.model, loaded.tokenizer, sampling, _writer(output))
-            if output == "text":
-                sys.stdout.write("\n")
+
+def run_file(path: Path, asked: Asked, settings: Settings) -> None:
+    """Every question of a file, in order: a JSON object a line on stdout."""
+    questions = read_questions(path)
+    entries = documents(asked.docs, asked.all, settings.home)
+    _import()
+    from actqkv_cli.engine.answer import Sampling, decode_all
+    from actqkv_cli.engine.session import session_over
+    from actqkv_cli.model.prompt import encode_question
+
+    sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
+    with kept.model_of(entries, settings, asked.quiet) as loaded:
+        opened = kept.open_documents(entries)
+        budget = budget_of(settings, opened)
+        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+
+            def step(runs: "list[Run]", tokens: list[int]) -> None:
+                terminal.check()
+                session.step(runs, tokens)
+
+            for start in range(0, len(questions), _TOGETHER):
+                batch = questions[start : start + _TOGETHER]
+                encoded = [encode_question(loaded.tokenizer, fields["question"]) for fields in batch]
+                runs = session.start_all([(q, settings.policy, None) for q in encoded], room=settings.max_tokens)
+                answers = decode_all(runs, step, loaded.model, loaded.tokenizer, sampling)
+                for fields, one, answer in zip(batch, runs, answers, strict=True):
+                    result = record(one, answer, opened, settings.policy, budget, settings.seed)
+                    line = {**fields, **result, **(_blocks(one) if asked.explain else {})}
+                    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
                 sys.stdout.flush()
-            sources = passages_of(reader, started.ranking, started.attended)
-            clock.since_start("total")
-            result: dict[str, Any] = {
-                "answer": answer.text,
-                "finish": answer.finish,
-                "sources": [{"document": manifest.source.name, **asdict(source)} for source in sources],
-                "document": manifest.id,
-                "model": manifest.model,
-                "policy": settings.policy,
-                "budget": budget,
-                "seed": settings.seed,
-                "usage": {
-                    "document_tokens": manifest.tokens,
-                    "question_tokens": len(encoded.ids),
-                    "answer_tokens": answer.tokens,
-                    "blocks": sum(len(blocks) for blocks in started.blocks_of_layers),
-                    "bytes_read": asdict(reader.bytes_read),
-                },
-                "timings": clock.seconds,
-                "version": __version__,
-            }
-            if explain:
-                result["explain"] = {"blocks_per_layer": [blocks.tolist() for blocks in started.blocks_of_layers]}
-    if output == "json":
-        print_json(result)
-    elif output == "jsonl":
-        for source in result["sources"]:
-            print_event("source", **source)
-        print_event("done", **{key: value for key, value in result.items() if key != "sources"})
-    elif not quiet:
-        _show(result, manifest.source.name, sources)
-    if explain and output == "text":
-        _explain(started, reader)
 
 
-def _writer(output: str) -> Any:
+def read_questions(path: Path) -> list[dict[str, Any]]:
+    """Questions of a text file, one a line, or of JSON lines, whose other fields are kept; - is stdin.
+
+    Raises UsageError.
+    """
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    found = []
+    for number, line in enumerate(data.decode("utf-8-sig", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        fields: Any = {"question": line.strip()}
+        if path.suffix == ".jsonl":
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
+        question = fields.get("question") if isinstance(fields, dict) else None
+        if not isinstance(question, str) or not question.strip():
+            raise UsageError(f"{path}, line {number}: no question in it", 'a line is {"question": "…"}')
+        found.append({**fields, "question": question.strip()})
+    if not found:
+        raise UsageError(f"there are no questions in {path}")
+    return found
+
+
+def budget_of(settings: Settings, opened: "Sequence[OpenDocument]") -> int:
+    """Tokens per layer: as it is set, else what suits the policy."""
+    from actqkv_cli.retrieval.policies import usual_budget
+
+    manifest = opened[0].reader.manifest
+    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size)
+
+
+def _import() -> None:
+    """What takes seconds, in one place, so that it can be told apart."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    import actqkv_cli.engine.session  # noqa: F401
+
+
+def _writer(output: str) -> Callable[[str], None]:
     def text(piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -128,25 +169,33 @@ def _writer(output: str) -> Any:
     def event(piece: str) -> None:
         print_event("token", text=piece)
 
-    write = {"text": text, "jsonl": event, "json": lambda piece: None}[output]
-    held = ""  # white space, until something follows: at its end it is not of the answer
-
-    def hold(piece: str) -> None:
-        nonlocal held
-        whole = held + piece
-        shown = whole.rstrip()
-        held = whole[len(shown) :]
-        if shown:
-            write(shown)
-
-    return hold
+    writers: dict[str, Callable[[str], None]] = {"text": text, "jsonl": event, "json": lambda piece: None}
+    return writers[output]
 
 
-def _show(result: dict[str, Any], name: str, sources: "list[Passage]") -> None:
-    note("\nSources:" if sources else "\nNo sources: nothing of the document was ranked.")
-    for number, source in enumerate(sources, 1):
-        text = " ".join(source.text.split())
-        note(f"  {number}. {name}, page {source.page} ({source.score:.0%})  “{text}”")
+def _blocks(run: "Run") -> dict[str, Any]:
+    return {"explain": {"blocks_per_layer": [blocks.tolist() for blocks in run.blocks_of_layers]}}
+
+
+def _tell(result: dict[str, Any], run: "Run", asked: Asked, block_size: int) -> None:
+    if asked.explain:
+        result |= _blocks(run)
+    if asked.output == "json":
+        print_json(result)
+    elif asked.output == "jsonl":
+        for source in result["sources"]:
+            print_event("source", **source)
+        print_event("done", **{key: value for key, value in result.items() if key != "sources"})
+    elif not asked.quiet:
+        show_sources(result["sources"])
+        _show_times(result)
+    if asked.explain and asked.output == "text":
+        note(f"\nBlocks of {block_size} tokens attended beside sink and local window:")
+        for layer, blocks in enumerate(run.blocks_of_layers):
+            note(f"  layer {layer:>3}: {len(blocks):>4} blocks: {' '.join(str(b) for b in blocks.tolist())}")
+
+
+def _show_times(result: dict[str, Any]) -> None:
     times = result["timings"]
     read = sum(result["usage"]["bytes_read"].values())
     note(
@@ -154,9 +203,3 @@ def _show(result: dict[str, Any], name: str, sources: "list[Passage]") -> None:
         f"{times['first_token']:.2f} s (import {times['import']:.2f}, load {times['load']:.2f}, "
         f"index {times['index']:.2f}, retrieve {times['retrieve']:.2f}), total {times['total']:.2f} s"
     )
-
-
-def _explain(run: "Run", reader: "DocumentReader") -> None:
-    note(f"\nBlocks of {reader.manifest.geometry.block_size} tokens attended beside sink and local window:")
-    for layer, blocks in enumerate(run.blocks_of_layers):
-        note(f"  layer {layer:>3}: {len(blocks):>4} blocks: {' '.join(str(b) for b in blocks.tolist())}")

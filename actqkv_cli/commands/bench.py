@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from actqkv_cli.commands.ingest import reading_of
 from actqkv_cli.commands.models import load, locate
 from actqkv_cli.commands.output import note, print_json, progress
+from actqkv_cli.commands.plan import synthetic_config
 from actqkv_cli.config import BUDGET, Settings, load_settings
 from actqkv_cli.documents import read_document
 from actqkv_cli.errors import UsageError
 from actqkv_cli.store.library import Entry, find
 
 if TYPE_CHECKING:
+    import torch
+
     from actqkv_cli.bench.examples import Example
     from actqkv_cli.bench.paired import Setting
     from actqkv_cli.model.load import LoadedModel
@@ -26,7 +29,8 @@ NEEDLE = "needle"
 @dataclass(frozen=True)
 class Quality:
     """What `bench quality` is asked for. sources: files of questions or names of generators; tokens: of a document,
-    files' contexts are joined to it; questions: at most, of each source; out: a folder that keeps what was measured."""
+    files' contexts are joined to it; questions: at most, of each source; together: whether each is put to all
+    documents; out: a folder that keeps what was measured."""
 
     sources: list[str]
     policies: list[str]
@@ -38,6 +42,7 @@ class Quality:
     haystack: Path | None
     doc: str | None
     generate: bool
+    together: bool
     out: Path | None
     picture: Path | None
     markdown: bool
@@ -68,7 +73,9 @@ def quality(wanted: Quality, settings: Settings) -> None:
         folder = wanted.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-bench-")))
         show = stack.enter_context(progress(quiet=wanted.as_json))
         how, generate = reading_of(settings), wanted.generate
-        rows = measure_all(loaded, examples, plan, how, generate, settings.home, settings.cache, folder, show)
+        rows = measure_all(
+            loaded, examples, plan, how, generate, settings.home, settings.cache, folder, wanted.together, show
+        )
     summaries = paired.summaries(rows)
     differences = paired.differences(rows, "nll", plan[0]) if len(plan) > 1 else []
     if wanted.picture:
@@ -114,6 +121,94 @@ def _examples(wanted: Quality, loaded: "LoadedModel", entry: Entry | None) -> "l
     if not examples:
         raise UsageError("there are no questions to ask")
     return examples
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `bench speed` is asked for: a document of the library, or a file, or neither: then a text of about `tokens`
+    tokens. synthetic: the name of a shape. The rest: see `bench.speed.Measurement`."""
+
+    file: Path | None
+    doc: str | None
+    tokens: int
+    synthetic: str | None
+    rounds: int
+    stock_tokens: int
+    full_tokens: int
+    max_tokens: int
+    picture: Path | None
+    as_json: bool
+
+
+def speed(wanted: Speed, settings: Settings) -> None:
+    """Every way of asking, decoding and reading, side by side: a table or JSON, and a picture if one is wanted."""
+    from actqkv_cli.bench import pictures, speed, speed_report
+    from actqkv_cli.model.load import choose_device, choose_dtype
+    from actqkv_cli.retrieval.policies import needs
+
+    if wanted.doc is not None and (wanted.file or wanted.synthetic):
+        raise UsageError("--doc is in the library already, read by its own model", "leave the file and the model out")
+    needs(settings.policy)  # there is such a policy
+    if wanted.picture:
+        pictures.check(wanted.picture)
+    if wanted.file:
+        read_document(wanted.file)  # it can be read: better known before a model is fetched or made
+    device, budget = choose_device(settings.device), settings.budget or BUDGET
+    with contextlib.ExitStack() as stack:
+        home, ingested = settings.home, None
+        if wanted.doc is not None:
+            entry = find(home, wanted.doc)
+            spec = entry.manifest.model["name"] if entry.manifest and settings.model == "default" else settings.model
+            model = locate(spec, settings, quiet=wanted.as_json).folder
+        else:
+            dtype = choose_dtype(settings.dtype, device)
+            model = _model_folder(wanted, settings, dtype, device)
+            settings.home.mkdir(parents=True, exist_ok=True)
+            # On the library's own disk, for that is the one that counts.
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".bench-", dir=settings.home)))
+            file = wanted.file or _prose(home / "prose.txt", model, wanted.tokens)
+            note(f"reading {file.name} …")
+            ingested = speed.read_into(home, file, model, device, dtype, budget)
+            entry = find(home, ingested["id"])
+        measurement = speed.Measurement(
+            entry=entry, home=home, model=model, device=device, policy=settings.policy, rounds=wanted.rounds,
+            stock_tokens=wanted.stock_tokens, full_tokens=wanted.full_tokens, max_tokens=wanted.max_tokens,
+            budget=budget,
+        )  # fmt: skip
+        with progress(quiet=wanted.as_json) as show:
+            record = {**speed.measure(measurement, show), "ingest": ingested}
+    if wanted.picture:
+        speed_report.draw(record, wanted.picture)
+        note(f"drew {wanted.picture}")
+    if wanted.as_json:
+        print_json(record)
+    else:
+        sys.stdout.write(speed_report.table(record))
+
+
+def _model_folder(wanted: Speed, settings: Settings, dtype: str, device: "torch.device") -> Path:
+    from actqkv_cli.model.synthetic import synthetic_model
+
+    synthetic_config(wanted.synthetic, settings)  # there is such a model, before anything is fetched
+    folder = locate(settings.model, settings, quiet=wanted.as_json).folder
+    if wanted.synthetic is None:
+        return folder
+    with progress(wanted.as_json, "bytes") as show:
+        return synthetic_model(
+            wanted.synthetic, folder, settings.cache / "models", dtype=dtype, device=device, progress=show
+        )
+
+
+def _prose(path: Path, model: Path, tokens: int) -> Path:
+    """Write a text of about so many tokens."""
+    from tokenizers import Tokenizer
+
+    from actqkv_cli.bench.generators import generate
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    example = generate("facts", tokens, 1, 0, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))[0]
+    path.write_text(example.context, encoding="utf-8")
+    return path
 
 
 def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:

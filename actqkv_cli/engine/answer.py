@@ -111,7 +111,7 @@ class _Writer:
 
 
 def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # colder is the same, until the division overflows
         return int(logits.argmax())
     p = torch.softmax(logits.cpu() / sampling.temperature, dim=-1)
     ordered, tokens = p.sort(descending=True)

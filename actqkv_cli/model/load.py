@@ -42,7 +42,7 @@ def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") 
     number = choose_dtype(dtype, place)
     with quiet_transformers():
         model = _load_weights(files, DTYPES[number], place)
-        tokenizer = _load_tokenizer(files)
+        tokenizer = load_tokenizer(files)
     return LoadedModel(model=model, tokenizer=tokenizer, files=files, dtype=number, device=place)
 
 
@@ -146,7 +146,8 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     return model.eval().requires_grad_(False)
 
 
-def _load_tokenizer(files: ModelFiles) -> Any:
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The model's tokenizer alone, as its tokenizer.json says."""
     from transformers import PreTrainedTokenizerFast
 
     # Not AutoTokenizer: the class that a config names may rebuild the tokenizer from its vocabulary alone,

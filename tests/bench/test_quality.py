@@ -18,7 +18,6 @@ from actqkv_cli.bench.paired import Measured
 from actqkv_cli.bench.quality import document_of, gold_blocks, likelihood, measure
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import policy_names
-from actqkv_cli.store.reader import DocumentReader
 
 
 def log(*rows: list[float]) -> torch.Tensor:
@@ -102,10 +101,10 @@ def test_a_documents_characters_stay_as_they_are() -> None:
 def test_gold_blocks_are_those_of_the_spans(tmp_path: Path) -> None:
     """A token is a word of 5 characters, a block has 8 of them."""
     tiny.ingest(tiny.model(), tiny.tokens(100), tmp_path / "document", tiny.reading())
-    with DocumentReader(tmp_path / "document") as reader:
+    with tiny.opened(tiny.model(), tmp_path / "document") as session:
         spans = [(tiny.WORD * a, tiny.WORD * b) for a, b in ((0, 1), (7, 9), (16, 24), (99, 100), (8, 33))]
         spans = (*spans, (tiny.WORD * 8 - 1, tiny.WORD * 8), (tiny.WORD * 8, tiny.WORD * 8 + 1))
-        assert gold_blocks(reader, example(spans=spans)) == [{0}, {0, 1}, {2}, {12}, {1, 2, 3, 4}, {0}, {1}]
+        assert gold_blocks(session.context, 0, example(spans=spans)) == [{0}, {0, 1}, {2}, {12}, {1, 2, 3, 4}, {0}, {1}]
 
 
 def test_every_policy_is_measured_beside_full_attention(tmp_path: Path) -> None:
@@ -116,9 +115,9 @@ def test_every_policy_is_measured_beside_full_attention(tmp_path: Path) -> None:
     tiny.ingest(model, tiny.tokens(301), tmp_path / "document", tiny.reading(baselines=True), tiny.HEADS)
     asked = example(question="who built it", answers=("the lighthouse",), spans=((50, 60),), pages=(1,))
     settings = [("full", 0), *((policy, 1000) for policy in policy_names() if policy != "full")]
-    with tiny.opened(model, tmp_path / "document") as session, DocumentReader(tmp_path / "document") as reader:
-        rows = list(measure(loaded, session, reader, asked, settings, generate=False))
-        poor = list(measure(loaded, session, reader, asked, [("full", 0), ("streaming", 40)], generate=True))
+    with tiny.opened(model, tmp_path / "document") as session:
+        rows = list(measure(loaded, session, 0, asked, settings, generate=False))
+        poor = list(measure(loaded, session, 0, asked, [("full", 0), ("streaming", 40)], generate=True))
     assert [(row.policy, row.budget) for row in rows] == settings
     for row in rows:
         assert row.values["nll"] == pytest.approx(rows[0].values["nll"], abs=1e-4)

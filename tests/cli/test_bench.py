@@ -102,3 +102,12 @@ def test_bad_input_is_one_line(arguments: list[str], words: str, library: Sandbo
     assert done.code == 2
     assert done.out == ""
     assert words in done.err.splitlines()[0]
+
+
+def test_questions_are_put_to_all_documents_at_once(library: Sandbox, bench: list[str]) -> None:
+    command = [*bench, "passkey", "--tokens", "1500,1800", "--questions", "2", "--policies", "full,hybrid"]
+    alone, together = (library.run(*command, "--budgets", "640", *more, "--json") for more in ([], ["--together"]))
+    assert (alone.code, together.code) == (0, 0), together.err
+    attended = [done.json["settings"][0]["metrics"]["attended"] for done in (alone, together)]
+    assert attended[1]["mean"] > attended[0]["mean"] * 1.5  # full attention sees both documents
+    assert together.json["settings"][1]["metrics"]["attended"]["mean"] <= 640

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sandbox import Sandbox
 
-COMMANDS = ["ingest", "ask", "ls", "show", "rm", "verify", "bench"]
+COMMANDS = ["ingest", "ask", "chat", "ls", "show", "rm", "verify", "worker", "serve", "plan", "bench"]
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "rich", "pypdf"}
 
 

@@ -1,0 +1,199 @@
+"""The record of `bench speed` as a table of text and as a picture."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actqkv_cli.bench.pictures import COLOURS, new_figure, write
+from actqkv_cli.bench.speed import FULL, STOCK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+_NONE = "-"
+_STAGES = ("import", "load", "index", "retrieve")
+
+
+def table(record: Record) -> str:
+    """What was measured, medians with least and most, in lines that no terminal cuts; what was left out, and why."""
+    machine, document, model = record["machine"], record["document"], record["model"]
+    rounds = record["rounds"]
+    lines = [
+        f"{document['name']}, {document['tokens']:,} tokens, {document['bytes'] / 1e6:,.0f} MB of cache; "
+        f"{Path(model['name']).name}, {model['parameters'] / 1e9:.2f} billion parameters, {machine['dtype']}",
+        f"{machine['device']}, {machine['processor']}, {_count(machine['threads'], 'thread')}, torch "
+        f"{machine['versions']['torch']}, transformers {machine['versions']['transformers']}, commit "
+        f"{machine['commit'] or 'unknown'}",
+        f"median of {_count(rounds, 'round')} (least to most)",
+        "",
+        *_aligned(_asks(record)),
+        "",
+        *_aligned(_rates(record)),
+        "",
+        *_floors(record),
+        *(f"not measured: {reason}" for reason in record["left_out"]),
+    ]
+    if record["beyond_window"]:
+        lines.append(
+            f"the document is longer than the model's own window of {model['shape']['window']:,} tokens: stock "
+            "re-reading and full attention are timed, but do not answer well"
+        )
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def draw(record: Record, path: Path) -> None:
+    """Time to the first token of every way of asking, and tokens per second of decoding and of reading.
+
+    Raises UsageError where `pictures.write` does.
+    """
+    write(path, lambda: _figure(record))
+
+
+def _groups(record: Record) -> dict[tuple[str, str, str], list[Record]]:
+    """The rounds of each process, state and method, alike ones together."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for row in record["asks"]:
+        groups.setdefault((row["process"], row["state"], row["method"]), []).append(row)
+    return {key: groups[key] for key in sorted(groups, key=lambda key: (key[:2], _place(key[2])))}
+
+
+def _place(method: str) -> int:
+    return [STOCK, FULL, method].index(method)
+
+
+def _label(method: str) -> str:
+    return {STOCK: "stock, re-reading", FULL: "whole cache"}.get(method, f"retrieval ({method})")
+
+
+def _asks(record: Record) -> list[list[str]]:
+    titles = ["process", "cache", "method", "first token s", *(f"{stage} s" for stage in _STAGES), "prefill s"]
+    titles += ["tokens/s after", "MB asked for", "MB from disk", "peak MB", "device MB"]
+    rows = []
+    for key, found in _groups(record).items():
+        stages = [[row["timings"].get(stage) for row in found] for stage in _STAGES]
+        rest = [row["timings"]["first_token"] - sum(row["timings"].get(stage, 0) for stage in _STAGES) for row in found]
+        sizes = ("bytes_read", "from_disk", "peak_host_bytes", "peak_device_bytes")
+        rows.append(
+            [
+                *key[:2],
+                _label(key[2]),
+                _spread((row["first"] for row in found), 2),
+                *(_middle(values, 2) for values in [*stages, rest]),
+                _spread((row["tokens_per_second"] for row in found), 1),
+                *(_middle((None if row[size] is None else row[size] / 1e6 for row in found), 0) for size in sizes),
+            ]
+        )
+    told = [any(row[place] != _NONE for row in rows) for place in range(len(titles))]
+    return [list(compress(row, told)) for row in (titles, *rows)]
+
+
+def _rates(record: Record) -> list[list[str]]:
+    """Tokens per second of decoding and reading, each beside the stock model's."""
+    decode, read, floor = record["decode"], record["read"], record["floors"]
+    rows = [["tokens/s", "actqkv", "stock", "of it", "floor here"]]
+    ours, theirs = (_spread(decode[name], 1) for name in ("tokens_per_second", "stock_tokens_per_second"))
+    what = (
+        f"decoding, {decode['budget']:,} attended ({decode['policy']}; stock: context of {decode['stock_context']:,})"
+    )
+    rows.append([what, ours, theirs, f"{decode['ratio']:.2f}", _NONE])
+    rate = _spread(read["tokens_per_second"], 0)
+    what = f"reading {read['tokens']:,} tokens (stock: in windows of {read['window']}, no history)"
+    windows = _spread(read["stock_tokens_per_second"], 0)
+    rows.append([what, rate, windows, f"{read['ratio']:.2f}", f"{floor['read_tokens_per_second']:,.0f}"])
+    whole = read["stock_full_tokens_per_second"]
+    ratio = statistics.median(mine / other for mine, other in zip(read["tokens_per_second"], whole, strict=True))
+    what = f"reading {read['tokens']:,} tokens (stock: with full attention)"
+    rows.append([what, rate, _spread(whole, 0), f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"])
+    return rows
+
+
+def _floors(record: Record) -> list[str]:
+    compute, disk, floor = record["rates"]["compute"], record["rates"]["disk"], record["floors"]
+    cold = f"{disk['cold'] / 1e9:.2f}" if disk["cold"] else "unknown"
+    reload = f"{floor['reload_seconds']:.2f} s" if floor["reload_seconds"] else "unknown"
+    return [
+        f"this machine: products {compute['product'] / 1e9:,.0f} GFLOP/s, causal attention "
+        f"{compute['attention'] / 1e9:,.0f} GFLOP/s, memory {compute['memory'] / 1e9:,.1f} GB/s, disk read cold "
+        f"{cold} GB/s ({disk['dropped'] or 'cannot be emptied'}), warm {disk['warm'] / 1e9:.2f}, "
+        f"written {disk['write'] / 1e9:.2f}",
+        f"computed from these, not measured: re-reading the document takes {floor['reread_seconds']:.1f} s at least, "
+        f"loading its whole cache {reload}",
+    ]
+
+
+def _figure(record: Record) -> "Figure":
+    groups = _groups(record)
+    figure = new_figure(6.4, 1.4 + 0.24 * len(groups) + 1.3)
+    above, below = figure.subplots(2, 1, height_ratios=[max(3, len(groups)), 4])
+    firsts = {key: [row["first"] for row in found if row["first"] is not None] for key, found in groups.items()}
+    bars = [
+        (f"{key[0]}, {key[1]}: {_label(key[2])}", values, COLOURS[_place(key[2])])
+        for key, values in firsts.items()
+        if values
+    ]
+    _bars(above, bars, "{:.2f}")
+    above.set_title(f"seconds to the first token, {record['document']['tokens']:,} tokens")
+    decode, read = record["decode"], record["read"]
+    ours, theirs = COLOURS[2], COLOURS[0]
+    rates = [
+        ("decoding, actqkv", decode["tokens_per_second"], ours),
+        ("decoding, stock", decode["stock_tokens_per_second"], theirs),
+        ("reading, actqkv", read["tokens_per_second"], ours),
+        ("reading, stock in windows", read["stock_tokens_per_second"], theirs),
+        ("reading, stock as a whole", read["stock_full_tokens_per_second"], theirs),
+    ]
+    _bars(below, rates, "{:,.1f}")
+    below.set_title("tokens per second")
+    return figure
+
+
+def _bars(axes: "Axes", bars: Sequence[tuple[str, Sequence[float], str]], form: str) -> None:
+    """Medians, their least and most as whiskers; a logarithmic scale, for they differ a hundredfold."""
+    middles = [statistics.median(values) for _, values, _ in bars]
+    below = [middle - min(values) for middle, (_, values, _) in zip(middles, bars, strict=True)]
+    above = [max(values) - middle for middle, (_, values, _) in zip(middles, bars, strict=True)]
+    places = range(len(bars))
+    axes.barh(places, middles, color=[colour for _, _, colour in bars], height=0.65)
+    axes.errorbar(middles, places, xerr=[below, above], fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
+    for place, middle, most in zip(places, middles, above, strict=True):
+        axes.annotate(form.format(middle), (middle + most, place), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, [name for name, _, _ in bars])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(min(middles) / 2, max(map(sum, zip(middles, above, strict=True))) * 2.5)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _spread(values: Iterable[float | None], decimals: int) -> str:
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return _NONE
+    middle, least, most = (f"{v:,.{decimals}f}" for v in (statistics.median(known), known[0], known[-1]))
+    return f"{middle} ({least} to {most})" if len(known) > 1 else middle
+
+
+def _middle(values: Iterable[float | None], decimals: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):,.{decimals}f}" if known else _NONE
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = [any(row[place][:1].isdigit() for row in rows[1:]) for place in range(len(widths))]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        )
+        for row in rows
+    ]

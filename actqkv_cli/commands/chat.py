@@ -1,0 +1,135 @@
+"""actqkv chat: a conversation over documents, which remembers what was said."""
+
+import contextlib
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from actqkv_cli.commands import kept, terminal
+from actqkv_cli.commands.answers import show_sources, source_record, without_trailing_space
+from actqkv_cli.commands.ask import budget_of, documents
+from actqkv_cli.commands.output import note
+from actqkv_cli.config import Settings, load_settings
+from actqkv_cli.errors import ActqkvError, UsageError
+
+if TYPE_CHECKING:
+    from actqkv_cli.engine.conversation import Conversation
+    from actqkv_cli.engine.document import OpenDocument
+    from actqkv_cli.model.load import LoadedModel
+
+PROMPT = "> "
+_HELP = """/sources        what the last answer rests on
+/doc [NAME]     the document; another one, with a conversation of its own
+/budget [N]     tokens attended per layer
+/policy [NAME]  how blocks are retrieved
+/quit           (or Ctrl-D) ends; Ctrl-C stops an answer"""
+
+
+@dataclass
+class _Chat:
+    settings: Settings
+    loaded: "LoadedModel"
+    opened: "list[OpenDocument]"
+    conversation: "Conversation"
+    locks: contextlib.ExitStack
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(docs: Sequence[str], every: bool, settings: Settings) -> Generator[str, str | None, None]:
+    """Yields prompts and is sent lines, None at their end. Answers go to stdout, all else to stderr."""
+    chat = _open(docs, every, settings)
+    note(f"{_names(chat)}: ask, or /help")
+    try:
+        while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
+            try:
+                if line.strip().startswith("/"):
+                    chat = _command(chat, *line.strip().split(maxsplit=1))
+                elif line.strip():
+                    _answer(chat, line.strip())
+            except KeyboardInterrupt:  # before the answer began
+                note("")
+            except kept.OtherWorkerNeeded as error:
+                note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
+            except ActqkvError as error:
+                note(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+    finally:
+        chat.locks.close()
+
+
+def _open(docs: Sequence[str], every: bool, settings: Settings) -> _Chat:
+    """Documents and their model; the documents are locked until `locks` is closed."""
+    entries = documents(docs, every, settings.home)
+    with contextlib.ExitStack() as locks:
+        loaded = locks.enter_context(kept.model_of(entries, settings, quiet=False))
+        from actqkv_cli.engine.conversation import Conversation
+
+        opened = kept.open_documents(entries)
+        return _Chat(settings, loaded, opened, Conversation(opened, loaded.model), locks.pop_all())
+
+
+def _names(chat: _Chat) -> str:
+    return ", ".join(document.reader.manifest.source.name for document in chat.opened)
+
+
+def _answer(chat: _Chat, question: str) -> None:
+    from actqkv_cli.engine.answer import Sampling, decode
+    from actqkv_cli.engine.session import session_over
+    from actqkv_cli.model.prompt import encode_question
+
+    settings, model, tokenizer = chat.settings, chat.loaded.model, chat.loaded.tokenizer
+    sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
+    budget = budget_of(settings, chat.opened)
+    encoded = encode_question(tokenizer, question, following=chat.conversation.turns > 0)
+    with session_over(model, chat.conversation.context, budget) as session:
+        terminal.check()
+        run = session.start(encoded, settings.policy, room=settings.max_tokens)
+        # What is interrupted was said all the same.
+        with contextlib.suppress(KeyboardInterrupt):
+            decode(run, model, tokenizer, sampling, without_trailing_space(_write), terminal.check)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    chat.sources = [source_record(source) for source in run.sources]
+    chat.conversation.add(run)
+    pages = [f"{source['document']}, page {source['page']}" for source in chat.sources]
+    note("  [" + "; ".join(dict.fromkeys(pages)) + "]\n" if pages else "")
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
+    """Does what a line that begins with / says; returns the chat that goes on."""
+    if name == "/sources":
+        show_sources(chat.sources)
+    elif name == "/doc":
+        if value:
+            other = _open([value], False, chat.settings)
+            chat.locks.close()
+            chat = other
+        for document in chat.opened:
+            manifest = document.reader.manifest
+            note(f"{manifest.id}  {manifest.source.name}  {manifest.tokens:,} tokens")
+    elif name in ("/budget", "/policy"):
+        field_name = name[1:]
+        if value:
+            chat.settings = _changed(chat.settings, field_name, value)
+        now = chat.settings.policy if name == "/policy" else f"{budget_of(chat.settings, chat.opened)} tokens"
+        note(f"{field_name}: {now}")
+    elif name == "/help":
+        note(_HELP)
+    else:
+        raise UsageError(f"there is no command {name}", "/help lists them")
+    return chat
+
+
+def _changed(settings: Settings, name: str, value: str) -> Settings:
+    """Raises UsageError for a value that does not do."""
+    from actqkv_cli.retrieval.policies import needs
+
+    checked = getattr(load_settings(**{name: value}), name)
+    if name == "policy":
+        needs(value)
+    return settings.model_copy(update={name: checked})

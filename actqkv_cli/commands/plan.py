@@ -1,0 +1,283 @@
+"""actqkv plan: what reading a document would take here, and whether keeping its cache pays, before any work is done."""
+
+import json
+import math
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actqkv_cli.commands.ingest import reading_of
+from actqkv_cli.commands.models import locate
+from actqkv_cli.commands.output import note, print_json
+from actqkv_cli.config import Settings
+from actqkv_cli.documents import Document, read_document
+from actqkv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from actqkv_cli.bench.machine import Compute, Disk
+    from actqkv_cli.model.shape import Shape
+    from actqkv_cli.store.manifest import Geometry, Reading
+
+_QUESTION = 64  # tokens of a question with its template, about
+_STEADY = 4  # windows with a full budget that are timed
+_LAYER_BYTES = 64 << 20  # of weights at least, so that they do not all stay in a cache between windows
+_PLAN_DOCUMENT = "plan"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds: of reading the document once (ingest), of re-reading it for one question, and of one question to the
+    kept cache, the model loaded in both; pays_after: as many questions, None: never."""
+
+    ingest: float
+    reread: float
+    question: float
+    pays_after: int | None
+
+
+def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) -> None:
+    """Tokens, disk, time, and from which question on it pays. Loads a tokenizer and no weights."""
+    document, known = read_document(path), synthetic_config(synthetic, settings)
+    for warning in document.warnings:
+        note(f"warning: {warning}")
+    files = locate(settings.model, settings, as_json)
+    name = synthetic or files.name
+    import torch
+
+    from actqkv_cli.bench.machine import measure_compute
+    from actqkv_cli.engine.ingest import encode
+    from actqkv_cli.model.load import DTYPES, choose_device, choose_dtype, load_tokenizer
+    from actqkv_cli.model.shape import Shape, causal_pairs
+
+    config = _config(files.folder, known)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    shape, reading = Shape.of(config.to_dict()), reading_of(settings)
+    tokens = len(encode(document, load_tokenizer(files)).ids)
+    geometry = _geometry(shape, dtype)
+    size = disk_bytes(document, tokens, geometry, reading.baselines)
+    place = next(folder for folder in (settings.home, *settings.home.absolute().parents) if folder.is_dir())
+    if not as_json:
+        note(f"measuring this machine with a few layers like those of {name} …")
+    with torch.inference_mode():
+        compute = measure_compute(shape, DTYPES[dtype], device)
+        if reading.prefill == "full":
+            seconds = compute.estimate(shape, tokens, causal_pairs(tokens))
+        else:
+            seconds = tokens / reading.window * _window_seconds(config, shape, geometry, device, reading, tokens)
+    disk = _disk(place)
+    estimate = estimated(shape, reading, geometry, tokens, sum(size.values()), compute, disk, seconds)
+    result = {
+        "document": document.name,
+        "pages": document.page_count,
+        "tokens": tokens,
+        "model": name,
+        "window": shape.window,
+        "dtype": dtype,
+        "device": str(device),
+        "bytes": size,
+        "bytes_total": sum(size.values()),
+        "free": shutil.disk_usage(place).free,
+        "estimate": asdict(estimate),
+        "rates": {"compute": asdict(compute), "disk": asdict(disk) if disk else None},
+    }
+    if as_json:
+        print_json(result)
+    else:
+        sys.stdout.write(_text(result, estimate))
+
+
+def disk_bytes(document: Document, tokens: int, geometry: "Geometry", baselines: bool) -> dict[str, int]:
+    """Sizes of the files that an ingest leaves, but for the manifest. Exact, if no two of the model's retrieval heads
+    share a kv head; else the index is smaller."""
+    import torch
+
+    from actqkv_cli.engine.calibration import HEADS
+    from actqkv_cli.store.segment import NAMES, cache_dtype, segment_header
+    from actqkv_cli.store.tensors import tensor_header
+
+    blocks, per_segment = -(-tokens // geometry.block_size), geometry.segment_blocks
+    dtype, heads = cache_dtype(geometry), (geometry.kv_heads, geometry.head_dim)
+
+    def file(kind: torch.dtype = dtype, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        return {name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()}
+
+    def size(tensors: dict[str, torch.Tensor]) -> int:
+        return len(tensor_header(tensors)[0]) + sum(tensor.nbytes for tensor in tensors.values())
+
+    layers = geometry.layers
+    methods = file(l1=(layers, blocks, 2, *heads))
+    if baselines:  # as engine.methods describes them
+        methods |= file(bounds=(layers, blocks, 2, *heads), l1_attended=(layers, blocks, 2, *heads))
+        methods |= file(anchors=(layers, blocks, 1, *heads))
+        methods |= file(torch.float32, h2o=(layers, blocks), snapkv=(layers, blocks), l1_attended_mass=(blocks,))
+        methods |= file(torch.int32, l1_attended_tokens=(blocks,))
+    segments = 0
+    for start in range(0, blocks, per_segment):
+        count = min(per_segment, blocks - start)
+        segments += len(segment_header(geometry, count, 1, NAMES[dtype]))
+        segments += layers * count * (geometry.block_bytes + 8 + math.prod(heads) * dtype.itemsize)
+    rows = min(HEADS, layers * geometry.kv_heads)
+    index = file(representatives=(layers, blocks, 1, *heads), head_keys=(rows, tokens, geometry.head_dim))
+    tables = file(torch.int32, ids=(tokens,), char_start=(tokens,), page=(tokens,))
+    return {
+        "segments": segments,
+        "index": size(index),
+        "methods": size(methods),
+        "tokens": size(tables),
+        "text": len(document.text.encode()),
+    }
+
+
+def estimated(
+    shape: "Shape", reading: "Reading", geometry: "Geometry", tokens: int, size: int, compute: "Compute",
+    disk: "Disk | None", seconds: float,
+) -> Estimate:  # fmt: skip
+    """Ingest: `seconds` of reading, and `size` bytes written. Re-reading: `Compute.estimate` with full attention.
+
+    A question goes through all layers once in both cases; kept, once more to scout, and the blocks of its budget are
+    read from disk. It pays when ingest and questions together are less than re-reading as often.
+    """
+    from actqkv_cli.model.shape import causal_pairs
+    from actqkv_cli.retrieval.policies import usual_budget
+
+    # A question is too short to keep the arithmetic busy: it takes as long as its weights need to be read.
+    weights = shape.layers * shape.layer_parameters * (4 if geometry.dtype == "float32" else 2)
+    once = max(compute.estimate(shape, _QUESTION, _QUESTION * reading.budget), weights / compute.memory)
+    blocks = usual_budget("hybrid", reading, geometry.block_size) // geometry.block_size
+    read = geometry.layers * blocks * geometry.block_bytes
+    question = 2 * once + (read / (disk.cold or disk.warm) if disk else 0)
+    reread = once + compute.estimate(shape, tokens, causal_pairs(tokens))
+    ingest = seconds + (size / disk.write if disk else 0)
+    saved = reread - question
+    return Estimate(ingest, reread, question, math.ceil(ingest / saved) if saved > 0 else None)
+
+
+def synthetic_config(name: str | None, settings: Settings) -> dict[str, Any] | None:
+    """What a synthetic model's config.json says; None if none is wanted. Raises UsageError for an unknown name, or if
+    a real model is wanted too."""
+    from actqkv_cli.model.synthetic import config_of
+
+    if name is not None and settings.model != "default":
+        raise UsageError("--model and --synthetic-model exclude one another")
+    return None if name is None else config_of(name)
+
+
+def _config(folder: Path, synthetic: dict[str, Any] | None) -> Any:
+    """The model's config, with transformers' own defaults. Raises UsageError for one that we do not read."""
+    from transformers import AutoConfig
+
+    from actqkv_cli.model.load import quiet_transformers, refuse_unfit
+
+    known = synthetic or json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    refuse_unfit(known)
+    with quiet_transformers():
+        if synthetic is not None:
+            return AutoConfig.for_model(**synthetic)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _geometry(shape: "Shape", dtype: str) -> "Geometry":
+    from actqkv_cli.store.manifest import Geometry
+
+    return Geometry.model_validate(
+        {"layers": shape.layers, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "dtype": dtype}
+    )
+
+
+def _window_seconds(
+    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int
+) -> float:
+    """What a window with a full budget takes: a few are really read, by as few of the model's layers as are beyond any
+    cache, of random weights, and the time is taken times the layers that there are."""
+    import torch
+
+    from actqkv_cli.engine.prefill import prefill
+    from actqkv_cli.model.load import DTYPES
+    from actqkv_cli.store.manifest import Draft, Source
+    from actqkv_cli.store.writer import DocumentWriter
+
+    dtype = DTYPES[geometry.dtype]
+    layers = min(shape.layers, math.ceil(_LAYER_BYTES / (shape.layer_parameters * dtype.itemsize)))
+    model = _thin(config, shape, layers, dtype, device)
+    geometry = geometry.model_copy(update={"layers": layers})
+    windows = math.ceil(min(reading.budget, tokens) / reading.window) + 1 + _STEADY
+    ids = torch.randint(256, (windows * reading.window,))
+    source = Source(name=_PLAN_DOCUMENT, sha256="0" * 64, page_count=1, characters=0, extractor="none")
+    draft = Draft(
+        id=_PLAN_DOCUMENT, source=source, model={}, geometry=geometry, reading=reading, tokens=len(ids),
+        document_start=0,
+    )  # fmt: skip
+    moments: list[float] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="actqkv-") as scratch,
+        DocumentWriter.open(Path(scratch) / _PLAN_DOCUMENT, draft) as writer,
+    ):
+        prefill(model, ids, writer, geometry, reading, lambda position: moments.append(time.perf_counter()))
+    steady = moments[-1 - _STEADY :]
+    # The median leaves out the window at whose end a segment was written: writing is reckoned by the disk's rate.
+    spent = [later - earlier for earlier, later in pairwise(steady)]
+    return statistics.median(spent) * shape.layers / layers
+
+
+def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device: "torch.device") -> Any:
+    """A random model of the same layers, but fewer, and of a small vocabulary, for reading needs no other."""
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from actqkv_cli.model.load import quiet_transformers
+
+    config = copy.deepcopy(config)
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == shape.layers:  # a kind for every layer
+            setattr(config, name, value[:layers])
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 256, None
+    with quiet_transformers(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def _disk(place: Path) -> "Disk | None":
+    from actqkv_cli.bench.machine import measure_disk
+
+    try:
+        return measure_disk(place)
+    except OSError:
+        return None  # not ours to write in: the disk is left out of the estimate
+
+
+def _text(result: dict[str, Any], estimate: Estimate) -> str:
+    tokens, window = result["tokens"], result["window"]
+    total, free = result["bytes_total"], result["free"]
+    beyond = "" if tokens <= window else f"; beyond the model's own window of {window:,}, so it would not answer well"
+    speed = tokens / estimate.ingest
+    lines = [
+        f"{result['document']}: {result['pages']:,} pages, {tokens:,} tokens of {result['model']}",
+        f"on disk       {total / 1e9:.2f} GB, {total / tokens / 1e3:.0f} KB a token"
+        + (f"; only {free / 1e9:.2f} GB are free" if free < total else f" ({free / 1e9:.0f} GB are free)"),
+        f"reading it    about {_duration(estimate.ingest)}, {speed:,.0f} tokens/s",
+        f"a question    about {_duration(estimate.question)} to its first token, with the model loaded",
+        f"re-reading    about {_duration(estimate.reread)} for every question{beyond}",
+    ]
+    if estimate.pays_after is None:
+        lines.append("keeping it does not pay here: re-reading is as fast")
+    else:
+        lines.append(f"keeping it pays from question {estimate.pays_after:,} on")
+    lines.append(f"(times are estimates, from a few seconds of measuring on {result['device']} in {result['dtype']})")
+    return "\n".join(lines) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.{2 if seconds < 10 else 0}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,107 @@
+"""The user's side of a command: whether they still want it, and the lines that they type."""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
+
+_checks: list[Callable[[], None]] = []  # one while the worker serves a client or a conversation goes on, else none
+
+
+def check() -> None:
+    """A safe point to stop at: raises KeyboardInterrupt if the user has pressed Ctrl-C, or gone from the worker.
+
+    Does nothing in a process that carries out one command and ends, where Ctrl-C raises by itself.
+    """
+    for ask in _checks:
+        ask()
+
+
+@contextlib.contextmanager
+def checked_by(ask: Callable[[], None]) -> Iterator[None]:
+    """check() calls `ask` for as long as this is open."""
+    _checks.append(ask)
+    try:
+        yield
+    finally:
+        _checks.remove(ask)
+
+
+@contextlib.contextmanager
+def on_interrupt(handler: Callable[..., object]) -> Iterator[None]:
+    """Ctrl-C calls `handler` for as long as this is open. On the main thread only."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def interrupted_at_check() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt at the next check() only; pressed again before that, at once.
+
+    For what goes on after it was stopped: in the midst of a step, an exception could leave what is kept half changed.
+    """
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    def ask() -> None:
+        nonlocal pressed
+        if pressed:
+            pressed = False
+            raise KeyboardInterrupt
+
+    with on_interrupt(press), checked_by(ask):
+        yield
+
+
+def read_line(prompt: str) -> str | None:
+    """A line from the user, with editing and history on a terminal; None at the end of the input (Ctrl-D).
+
+    Ctrl-C clears the line. Where stdin or stderr is no terminal there is no prompt, and Ctrl-C raises.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+    while True:
+        try:
+            return _session().prompt(prompt)
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return None
+
+
+@functools.cache
+def _session() -> "PromptSession[str]":
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
+    return PromptSession(history=_history(), output=create_output(stdout=sys.stderr))  # stdout is for answers
+
+
+def _history() -> "History":
+    """What was typed in earlier chats, for its user's eyes only; of this chat alone if it cannot be kept."""
+    import platformdirs
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = platformdirs.user_state_path("actqkv") / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)

@@ -1,0 +1,209 @@
+"""What touches the model: one request after the other, on one thread, for torch has a pool of threads for each."""
+
+import asyncio
+import os
+import queue
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actqkv_cli.commands import kept
+from actqkv_cli.commands.answers import bytes_read, record, without_trailing_space
+from actqkv_cli.commands.ask import budget_of, documents
+from actqkv_cli.config import Settings
+from actqkv_cli.errors import ActqkvError, IdentityMismatch, UsageError
+from actqkv_cli.failures import foreseen
+from actqkv_cli.serve.request import LATEST, ChatRequest, conversation
+from actqkv_cli.store.library import Entry
+
+if TYPE_CHECKING:
+    from actqkv_cli.engine.answer import Answer, Sampling
+    from actqkv_cli.engine.session import Run
+    from actqkv_cli.model.load import LoadedModel
+    from actqkv_cli.model.prompt import EncodedQuestion
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The question was read, and text follows. documents: their ids."""
+
+    documents: list[str]
+
+
+Event = Begun | str | dict[str, Any]
+"""Of an answer, in this order: that it has begun, pieces of text, the record."""
+
+
+class Stopping(ActqkvError):
+    kind = "stopping"
+
+
+class Gone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Job:
+    """A request on its way to the model's thread, and what that thread tells of it to the event loop's."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        self.request = request
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Nobody waits for it any more."""
+        self._stopped = True
+        self._events.put_nowait(Gone())
+
+    async def next(self) -> Event:
+        """Raises ActqkvError where the answer failed, and Gone when it was stopped."""
+        event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def check(self) -> None:
+        """On the model's thread: raises Gone if it was stopped."""
+        if self._stopped:
+            raise Gone
+
+    def tell(self, event: Event | Exception) -> None:
+        """On the model's thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+Jobs = queue.SimpleQueue[Job | None]
+
+
+def prepare(doc: str | None, settings: Settings) -> Settings:
+    """Load the model of a document, and open it; returns the settings with that model, which from then on is the only
+    one. Raises what these raise."""
+    entries = documents([doc] if doc else [], False, settings.home)
+    with kept.model_of(entries, settings, quiet=False) as loaded:
+        kept.open_documents(entries)
+        return settings.model_copy(update={"model": loaded.files.name})
+
+
+def work(jobs: Jobs, settings: Settings) -> None:
+    """Do jobs until there is a None. What interrupts it is told to those who wait."""
+    job: Job | None = None
+    try:
+        while job := jobs.get():
+            _do(job, settings)
+    except KeyboardInterrupt:
+        while job:
+            job.tell(Stopping("the server was stopped"))
+            job = None if jobs.empty() else jobs.get()
+        raise
+
+
+def _do(job: Job, settings: Settings) -> None:
+    try:
+        job.check()
+        job.tell(_answer(job, settings))
+    except Gone:
+        pass
+    except kept.OtherWorkerNeeded as error:
+        job.tell(IdentityMismatch(error.message, "another `actqkv serve --doc` can serve it, on another --port"))
+    except Exception as error:
+        if os.environ.get("ACTQKV_DEBUG"):
+            traceback.print_exc()
+        job.tell(foreseen(error))
+
+
+def _answer(job: Job, settings: Settings) -> dict[str, Any]:
+    from actqkv_cli.engine.answer import Sampling
+    from actqkv_cli.engine.session import session_over
+    from actqkv_cli.model.prompt import encode_turns
+
+    kept.prune()
+    request = job.request
+    asked = request.settings(settings)
+    entries = _documents(request, settings)
+    instruction, turns, question = conversation(request.messages)
+    with kept.model_of(entries, asked, quiet=True) as loaded:
+        opened = kept.open_documents(entries)
+        budget = budget_of(asked, opened)
+        encoded = encode_turns(loaded.tokenizer, turns, question, instruction)
+        _check_room(loaded, encoded, opened[0].reader.manifest.reading.local, asked.max_tokens)
+        sampling = Sampling(asked.temperature, asked.top_p, asked.seed, asked.max_tokens)
+        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+            run = session.start(encoded, asked.policy, room=asked.max_tokens)
+            job.tell(Begun([entry.id for entry in entries]))
+            answer = _decode(job, run, loaded, sampling)
+        result = record(run, answer, opened, asked.policy, budget, asked.seed)
+        result["usage"]["bytes_read"] = bytes_read(opened)
+        return result
+
+
+def _documents(request: ChatRequest, settings: Settings) -> list[Entry]:
+    """Raises what `find` raises."""
+    if request.documents == "all":
+        return documents([], True, settings.home)
+    selectors = [request.model] if request.documents is None else request.documents
+    # The latest is what `documents` finds where nothing is selected.
+    found = [entry for name in selectors for entry in documents([] if name in LATEST else [name], False, settings.home)]
+    return list({entry.id: entry for entry in found}.values())
+
+
+def _check_room(loaded: "LoadedModel", encoded: "EncodedQuestion", local: int, longest: int) -> None:
+    """Raises UsageError if the question's and the answer's positions would leave the range that the model knows."""
+    window, tokens = loaded.model.config.max_position_embeddings, len(encoded.ids)
+    if local + tokens + longest > window:
+        raise UsageError(
+            f"the messages ({tokens:,} tokens) and max_tokens ({longest:,}) do not fit into the model's window of "
+            f"{window:,} tokens, of which the document's local window takes {local:,}"
+        )
+
+
+def _decode(job: Job, run: "Run", loaded: "LoadedModel", sampling: "Sampling") -> "Answer":
+    """Tells the text as it comes."""
+    from actqkv_cli.engine.answer import Answer, decode
+
+    told, tokens = "", 1
+
+    def tell(piece: str) -> None:
+        nonlocal told
+        told += piece
+        job.tell(piece)
+
+    def check() -> None:
+        nonlocal tokens
+        job.check()
+        tokens += 1
+
+    write = up_to(job.request.stop, without_trailing_space(tell))
+    try:
+        answer = decode(run, loaded.model, loaded.tokenizer, sampling, write, check)
+    except StopFound:
+        return Answer(told, tokens, "stop")
+    if rest := answer.text[len(told) :]:
+        job.tell(rest)
+    return answer
+
+
+class StopFound(Exception):
+    """The answer has come to a text that ends it."""
+
+
+def up_to(stops: Sequence[str], write: Callable[[str], None]) -> Callable[[str], None]:
+    """Writes text up to where one of `stops` begins, and raises StopFound there.
+
+    The end of a text that may be the beginning of one is held back until more comes.
+    """
+    held = ""
+
+    def take(piece: str) -> None:
+        nonlocal held
+        held += piece
+        places = [place for stop in stops if (place := held.find(stop)) >= 0]
+        begun = (length for stop in stops for length in range(1, len(stop)) if held.endswith(stop[:length]))
+        end = min(places) if places else len(held) - max(begun, default=0)
+        write(held[:end])
+        held = held[end:]
+        if places:
+            raise StopFound
+
+    return take

@@ -1,0 +1,4 @@
+from actqkv_cli.worker.server import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""The resident worker: carries out clients' commands one after the other, with what earlier ones have loaded.
+
+All commands run on the main thread (torch keeps a pool of threads for every thread that calls it); a thread for each
+connection only reads it. Output is the very same as in a process of the client's own, because it is the same code.
+"""
+
+import contextlib
+import faulthandler
+import io
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from actqkv_cli import __version__
+from actqkv_cli.errors import EXIT_INTERRUPTED
+from actqkv_cli.worker import endpoint
+from actqkv_cli.worker.protocol import Connection, difference, fingerprint
+
+if TYPE_CHECKING:
+    from actqkv_cli.main import Call, Prompts
+
+_FIRST_CLIENT = 60.0  # seconds for the client that started us to come
+_TICK = 5.0  # seconds between looks at whether what is kept is still wanted
+_SEND = 10.0  # seconds in which a client must read what it is sent
+
+
+def main() -> None:
+    """Serve until nobody has asked for as long as the last client said; at once nothing if another worker does."""
+    path = endpoint.socket_path()
+    if path is None or endpoint.unsafe(path.parent):
+        sys.exit(f"no socket can be made safely at {path}")
+    lock = FileLock(path.with_suffix(".lock"), mode=0o600, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return
+    with contextlib.suppress(OSError):  # where stderr is no file
+        os.ftruncate(2, 0)
+    faulthandler.enable()
+    Worker(path, lock).serve()
+
+
+def _listen(path: Path) -> socket.socket:
+    """A socket that takes the place of a dead one, and is never there without listening."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(new))
+    new.chmod(0o600)
+    listener.listen(128)
+    new.rename(path)
+    return listener
+
+
+class Client:
+    """A connection, the command that came over it, and its conversation if it has begun one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.gone = False
+        self.request: dict[str, Any] = {}
+        self.arrived = 0.0
+        self.call: Call | None = None
+        self.conversation: Prompts | None = None
+        self._stopped = False
+
+    def send(self, **frame: Any) -> None:
+        self.gone = self.gone or not self.connection.send(**frame)
+
+    def stop(self) -> None:
+        """What the command runs now is to end at its next check()."""
+        self._stopped = True
+
+    def go_on(self) -> None:
+        """A Ctrl-C that came too late for the step before is not meant for the next."""
+        self._stopped = False
+
+    def check(self) -> None:
+        if self.gone or self._stopped:
+            self._stopped = False
+            raise KeyboardInterrupt
+
+
+class Declined(Exception):
+    """The client's settings want no worker."""
+
+
+class Worker:
+    """All that changes while a worker lives. `retire` and what follows frames may run on any thread."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.current: Client | None = None
+        self._path, self._lock = path, lock
+        self._fingerprint = fingerprint()
+        self._environ = dict(os.environ)  # the last client's
+        self._jobs: queue.SimpleQueue[tuple[Client, str | None]] = queue.SimpleQueue()
+        self._talking: set[Client] = set()
+        self._retiring = threading.Lock()
+        self._retired = self._stopping = False
+        self._keep_alive = _FIRST_CLIENT
+        self._began = self._last = time.monotonic()
+        self._served = 0
+        self._kept: dict[str, Any] = {}
+        self._listener = _listen(path)
+        self._file = path.lstat()
+        self._streams = _Output(self, "out"), _Output(self, "err")
+
+    def serve(self) -> None:
+        threading.Thread(target=self._accept, daemon=True).start()
+        from actqkv_cli.commands import kept  # after it listens: this imports what takes a moment
+
+        self._kept = kept.status()
+        while self._wanted():
+            try:
+                patience = _TICK if self._talking else min(_TICK, max(0, self._remaining()))
+                client, line = self._jobs.get(timeout=patience)
+            except queue.Empty:
+                kept.prune()
+            else:
+                self._do(client, line)
+            self._kept = kept.status()
+        self._retire("its time was up")
+
+    def _wanted(self) -> bool:
+        if self._talking or not self._jobs.empty():
+            return True
+        return not self._retired and self._remaining() > 0
+
+    def _remaining(self) -> float:
+        """Seconds until nobody has asked for too long."""
+        return self._last + self._keep_alive - time.monotonic()
+
+    def _retire(self, reason: str) -> None:
+        """Make way for another worker; what has begun is still carried out."""
+        with self._retiring:
+            if self._retired:
+                return
+            self._retired = True
+            print(f"actqkv worker {os.getpid()} takes no more clients: {reason}", file=sys.__stderr__)
+            with contextlib.suppress(OSError):
+                # The folder may have been cleaned up, our lock with it, and the socket be another worker's.
+                if os.path.samestat(self._path.lstat(), self._file):
+                    self._path.unlink()
+            self._lock.release()
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+
+    # What happens on the threads that read.
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                if self._retired:
+                    return
+                time.sleep(0.1)  # no file descriptor free, say
+                continue
+            threading.Thread(target=self._read, args=[Client(Connection(sock))], daemon=True).start()
+
+    def _read(self, client: Client) -> None:
+        with contextlib.suppress(OSError):  # it has gone already
+            if not self._retired and client.connection.is_of_this_user():
+                client.connection.set_timeouts(send=_SEND)
+                self._follow(client)
+        client.gone = True
+        self._jobs.put((client, None))  # its conversation ends on the thread on which it lives
+
+    def _follow(self, client: Client) -> None:
+        while frame := client.connection.receive():
+            if "run" in frame:
+                self._take(client, frame)
+            elif "line" in frame:
+                client.go_on()
+                self._jobs.put((client, frame["line"]))
+            elif "stop" in frame:
+                client.stop()
+            elif "status" in frame:
+                client.send(status=self._status())
+            elif "shutdown" in frame:
+                self._shut_down(client)
+
+    def _take(self, client: Client, frame: dict[str, Any]) -> None:
+        other = difference(self._fingerprint, frame.get("fingerprint", {}))
+        if other:
+            self._retire(f"a client has another {other}")
+        if self._retired:
+            client.send(replaced=other or "this worker is about to end")
+            return
+        client.request, client.arrived = frame["run"], time.perf_counter()
+        self._jobs.put((client, None))
+
+    def _shut_down(self, client: Client) -> None:
+        self._retire("it was told to stop")
+        self._stopping = True
+        if current := self.current:
+            current.stop()
+        self._jobs.put((client, None))  # wakes the main thread
+
+    def _status(self) -> dict[str, Any]:
+        now = time.monotonic()
+        busy = self.current is not None
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptime_seconds": round(now - self._began, 1),
+            "idle_seconds": 0.0 if busy else round(now - self._last, 1),
+            "remaining_seconds": None if busy or self._talking else round(max(0.0, self._remaining()), 1),
+            "served": self._served,
+            "busy": busy,
+            "conversations": len(self._talking),
+            "memory_bytes": _resident_bytes(),
+            **self._kept,
+        }
+
+    # What happens on the main thread.
+
+    def _do(self, client: Client, line: str | None) -> None:
+        if self._stopping:
+            for talking in [*self._talking]:
+                talking.send(err="error: the worker was stopped\n", exit=1)
+                self._end(talking)
+        if client.gone or not client.request:
+            self._end(client)
+        elif self._stopping:
+            client.send(replaced="this worker was stopped")
+        else:
+            self._serve(client, line)
+            self._served += 1
+            self._last = time.monotonic()
+
+    def _serve(self, client: Client, line: str | None) -> None:
+        """A client's command up to its end, or to where it asks for a line."""
+        from actqkv_cli.commands import kept, terminal
+
+        client.send(begun=True)
+        self.current = client
+        sys.stdout, sys.stderr = self._streams
+        try:
+            with terminal.checked_by(client.check):
+                outcome = self._step(client, line)
+        except Declined:
+            client.send(declined=True)
+        except kept.OtherWorkerNeeded as reason:
+            self._retire(reason.message)
+            client.send(replaced=reason.message)
+        except KeyboardInterrupt:
+            client.send(exit=EXIT_INTERRUPTED)
+        except Exception:
+            traceback.print_exc()
+            client.send(exit=1)
+        else:
+            if isinstance(outcome, str):
+                client.send(prompt=outcome)
+                self._talking.add(client)
+                return
+            client.send(exit=outcome)
+        finally:
+            self.current = None
+            os.chdir("/")  # so that no client's disk is kept from being unmounted
+        self._end(client)
+
+    def _step(self, client: Client, line: str | None) -> int | str:
+        from actqkv_cli import main
+        from actqkv_cli.commands import kept
+
+        self._step_into(client.request)
+        if client.conversation is not None and client.call is not None:
+            return main.go_on(client.call, client.conversation, line)
+        passes = (Declined, kept.OtherWorkerNeeded)
+        client.call = main.Call(client.request["argv"], client.arrived, self._place, passes)
+        outcome = main.start(client.call)
+        if isinstance(outcome, int):
+            return outcome
+        client.conversation = outcome
+        return main.go_on(client.call, client.conversation, None)
+
+    def _place(self, argv: Sequence[str], keep_alive: float) -> None:
+        if keep_alive <= 0:
+            raise Declined
+        self._keep_alive = keep_alive
+
+    def _step_into(self, request: dict[str, Any]) -> None:
+        """The client's environment and folder. What a library has put into the environment for itself stays."""
+        new = request["environ"]
+        for name in self._environ.keys() - new.keys():
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in new.items() if self._environ.get(name) != value})
+        self._environ = new
+        sys.stdin = io.TextIOWrapper(_Input(request), encoding="utf-8", errors="surrogateescape")
+        with contextlib.suppress(OSError):  # the client may sit in a folder that is no more
+            os.chdir(request["cwd"])
+
+    def _end(self, client: Client) -> None:
+        if client.conversation is not None:
+            try:
+                client.conversation.close()
+            except BaseException:
+                traceback.print_exc()
+        client.conversation, client.request = None, {}
+        self._talking.discard(client)
+        if client.gone:
+            client.connection.close()
+
+
+class _Output(io.TextIOBase):
+    """Goes to the client that is served now, and to the log if none is. What a client that has gone is told is lost.
+
+    Writing never raises: it may happen in the midst of something, and check() ends that at a safe point soon enough.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self._worker, self._name = worker, name
+
+    def write(self, text: str) -> int:
+        if client := self._worker.current:
+            client.send(**{self._name: text})
+        elif sys.__stderr__:
+            sys.__stderr__.write(text)
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        client = self._worker.current
+        return client is not None and bool(client.request["terminal"][self._name])
+
+
+class _Input(io.BytesIO):
+    """What the client read from its stdin."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        super().__init__(request["stdin"].encode("utf-8", "surrogateescape"))
+        self._terminal = bool(request["terminal"]["in"])
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def _resident_bytes() -> int:
+    """Of this process now; its peak where the system has no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return pages * os.sysconf("SC_PAGE_SIZE")
