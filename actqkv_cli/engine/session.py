@@ -88,15 +88,18 @@ class Session:
         for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
             began = time.perf_counter()
             scouts = [run for run in runs if run.policy.scout_layers == depth]
-            cache = attention_cache(*(run.begin("scout") for run in scouts), lengths=_lengths(scouts))
+            # Nothing looks at what follows a question's own tokens.
+            rows, lengths = self._rows([run.question.ids[: run.question.own.stop or None] for run in scouts])
+            cache = attention_cache(*(run.begin("scout") for run in scouts), lengths=lengths)
             with first_layers(self.model, depth), torch.inference_mode():
-                self.model.model(input_ids=self._rows(scouts), past_key_values=cache, use_cache=True)
+                self.model.model(input_ids=rows, past_key_values=cache, use_cache=True)
             for run in scouts:
                 run.scout_seconds = time.perf_counter() - began
         for run in runs:
             run.begin("question")
         self._read_ahead(runs)
-        for run, logits in zip(runs, self.forward(runs, self._rows(runs), lengths=_lengths(runs)), strict=True):
+        rows, lengths = self._rows([run.question.ids for run in runs])
+        for run, logits in zip(runs, self.forward(runs, rows, lengths=lengths), strict=True):
             run.settle(logits[-1])
         return runs
 
@@ -107,11 +110,12 @@ class Session:
             foreseen = [run.policy.foreseen(layer) for run in runs]
             self.context.read_ahead(layer, torch.cat([sink, *foreseen]).unique())
 
-    def _rows(self, runs: "Sequence[Run]") -> Tensor:
-        """The questions `(R, W)`, padded on the left: what is looked up of a row is its end."""
-        ids = [run.question.ids for run in runs]
-        longest = max(map(len, ids))
-        return torch.stack([pad(row, (longest - len(row), 0)) for row in ids]).to(self.model.device)
+    def _rows(self, ids: Sequence[Tensor]) -> tuple[Tensor, list[int] | None]:
+        """Tokens `(R, W)`, padded on the left, for it is the end of a row that is looked up; and how many of each row
+        are no padding, if there is any."""
+        lengths = [len(row) for row in ids]
+        rows = torch.stack([pad(row, (max(lengths) - len(row), 0)) for row in ids])
+        return rows.to(self.model.device), lengths if len(set(lengths)) > 1 else None
 
     def forward(
         self, runs: "Sequence[Run]", ids: Tensor, keep: int = 1, lengths: Sequence[int] | None = None
@@ -221,8 +225,3 @@ class Run:
     def attended_tokens(self) -> list[int]:
         """How many of the document's tokens each layer attends to now."""
         return [layer.document_near + layer.far_tokens for layer in self.layers]
-
-
-def _lengths(runs: Sequence[Run]) -> list[int] | None:
-    lengths = [len(run.question.ids) for run in runs]
-    return lengths if len(set(lengths)) > 1 else None
