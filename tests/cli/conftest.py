@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for sandbox, which a subproces
 
 import sandbox
 from sandbox import SAMPLES, SMALL, Done, Sandbox
+from workers import with_worker
 
 
 @pytest.fixture
@@ -42,3 +44,9 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox,
 def library(made: tuple[Sandbox, Done]) -> Sandbox:
     """Not to be changed."""
     return made[0]
+
+
+@pytest.fixture(scope="session")
+def served(library: Sandbox) -> Iterator[Sandbox]:
+    """The library of three documents, with a worker."""
+    yield from with_worker(library)

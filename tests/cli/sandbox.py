@@ -142,8 +142,10 @@ def save_tiny_model(folder: Path, texts: Sequence[str]) -> None:
         bos_token_id=tokenizer.token_to_id("<s>"),
         eos_token_id=tokenizer.token_to_id("</s>"),
     )
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.data[config.eos_token_id] = 0  # answers are as long as they may be
     with quiet_transformers():
-        LlamaForCausalLM(config).save_pretrained(folder)
+        model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -22,24 +22,24 @@ def asked_alone(box: Sandbox, question: str, *args: str) -> dict[str, object]:
     return result
 
 
-def test_a_file_of_questions_is_answered_in_order_as_each_alone(library: Sandbox, tmp_path: Path) -> None:
+def test_a_file_of_questions_is_answered_in_order_as_each_alone(served: Sandbox, tmp_path: Path) -> None:
     path = tmp_path / "questions.txt"
     path.write_text("\n\n".join(QUESTIONS) + "\n", encoding="utf-8")
-    done = library.run("ask", "-f", path, "--doc", "handbook", *CPU)
+    done = served.run("ask", "-f", path, "--doc", "handbook", *CPU)
     assert (done.code, done.err) == (0, "")
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [line["question"] for line in lines] == QUESTIONS
     for line in (lines[0], lines[2]):
-        alone = asked_alone(library, line["question"], "--doc", "handbook")
+        alone = asked_alone(served, line["question"], "--doc", "handbook")
         assert line["answer"] == alone["answer"]
         assert line["sources"] == alone["sources"]
 
 
-def test_json_lines_keep_their_other_fields(library: Sandbox, tmp_path: Path) -> None:
+def test_json_lines_keep_their_other_fields(served: Sandbox, tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     rows = [{"id": number, "question": question} for number, question in enumerate(QUESTIONS * 3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = library.run("ask", "--file", path, "--doc", "handbook", "--device", "cpu", "--max-tokens", "3", "--explain")
+    done = served.run("ask", "--file", path, "--doc", "handbook", "--device", "cpu", "--max-tokens", "3", "--explain")
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [{"id": line["id"], "question": line["question"]} for line in lines] == rows
     assert all(len(line["explain"]["blocks_per_layer"]) == 2 for line in lines)
@@ -56,50 +56,50 @@ def test_json_lines_keep_their_other_fields(library: Sandbox, tmp_path: Path) ->
     ],
 )
 def test_a_bad_file_of_questions_is_refused_whole(
-    library: Sandbox, tmp_path: Path, name: str, content: str | None, told: str
+    served: Sandbox, tmp_path: Path, name: str, content: str | None, told: str
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    done = library.run("ask", "-f", tmp_path / name)
+    done = served.run("ask", "-f", tmp_path / name)
     assert (done.code, done.out) == (2, "")
     assert told in done.err
-    assert library.run("ask", "Who?", "-f", tmp_path / name).code == 2
+    assert served.run("ask", "Who?", "-f", tmp_path / name).code == 2
 
 
-def test_several_documents_are_asked_as_one(library: Sandbox) -> None:
-    two = asked_alone(library, QUESTIONS[1], "--doc", "handbook", "--doc", "Küste — Café.txt", "--doc", "handbook.md")
-    names = {path.name for path in library.home.iterdir() if not path.name.startswith(".")}
+def test_several_documents_are_asked_as_one(served: Sandbox) -> None:
+    two = asked_alone(served, QUESTIONS[1], "--doc", "handbook", "--doc", "Küste — Café.txt", "--doc", "handbook.md")
+    names = {path.name for path in served.home.iterdir() if not path.name.startswith(".")}
     assert len(two["documents"]) == 2  # type: ignore[arg-type]
     assert "document" not in two
-    everything = asked_alone(library, QUESTIONS[1], "--all")
+    everything = asked_alone(served, QUESTIONS[1], "--all")
     assert set(everything["documents"]) == names  # type: ignore[call-overload]
     for source in everything["sources"]:  # type: ignore[attr-defined]
-        text = (library.home / source["id"] / "text.txt").read_text(encoding="utf-8")
+        text = (served.home / source["id"] / "text.txt").read_text(encoding="utf-8")
         assert source["text"] == text[source["start"] : source["end"]]
-    assert library.run("ask", "Who?", "--all", "--doc", "handbook").code == 2
+    assert served.run("ask", "Who?", "--all", "--doc", "handbook").code == 2
 
 
-def test_a_conversation_over_a_pipe(library: Sandbox) -> None:
+def test_a_conversation_over_a_pipe(served: Sandbox) -> None:
     lines = [QUESTIONS[0], "/sources", "And when?", "/budget 700", "/policy streaming", "Why?", "/policy oracle",
              "/frobnicate", "/doc Küste", "Wer?", "/doc", "/quit", "never asked"]  # fmt: skip
-    done = library.run("chat", "--doc", "handbook", *CPU, stdin="\n".join(lines) + "\n")
+    done = served.run("chat", "--doc", "handbook", *CPU, stdin="\n".join(lines) + "\n")
     assert done.code == 0
-    first = asked_alone(library, QUESTIONS[0], "--doc", "handbook")
+    first = asked_alone(served, QUESTIONS[0], "--doc", "handbook")
     answers = done.out.split("\n")
     assert answers[0] == first["answer"]
     assert len(answers) == 5  # four, each with a line's end
     assert (
         answers[3]
-        == asked_alone(library, "Wer?", "--doc", "Küste", "--policy", "streaming", "--budget", "700")["answer"]
+        == asked_alone(served, "Wer?", "--doc", "Küste", "--policy", "streaming", "--budget", "700")["answer"]
     )
     assert f"1. {first['sources'][0]['document']}" in done.err  # type: ignore[index]
     assert "budget: 700 tokens" in done.err
     assert "no policy is called 'oracle'" in done.err
     assert "there is no command /frobnicate" in done.err
-    assert library.folder("kuste").name in done.err
+    assert served.folder("kuste").name in done.err
 
 
-def test_a_conversation_ends_with_its_input_and_refuses_what_ask_refuses(library: Sandbox, box: Sandbox) -> None:
-    assert library.run("chat", *CPU, stdin="").code == 0
+def test_a_conversation_ends_with_its_input_and_refuses_what_ask_refuses(served: Sandbox, box: Sandbox) -> None:
+    assert served.run("chat", *CPU, stdin="").code == 0
     assert box.run("chat", stdin="Who?\n").code == 4
-    assert library.run("chat", "--doc", "nowhere", stdin="Who?\n").code == 4
+    assert served.run("chat", "--doc", "nowhere", stdin="Who?\n").code == 4

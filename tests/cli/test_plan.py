@@ -68,18 +68,3 @@ def test_bad_input_is_one_line(arguments: list[str], code: int, words: str, box:
     assert done.code == code
     assert words in json.loads(done.out)["error"]["message"]
     assert done.err.startswith("error: ")
-
-
-@pytest.mark.model
-def test_synthetic_shapes_of_any_size_are_planned(box: Sandbox) -> None:
-    import os
-
-    import platformdirs
-
-    cache = os.environ.get("ACTQKV_CACHE") or str(platformdirs.user_cache_path("actqkv"))
-    users = box.with_env(ACTQKV_CACHE=cache)
-    command = ["plan", SAMPLES / "keepers-log.txt", "--device", "cpu", "--synthetic-model"]
-    small, large = (users.run(*command, name, "--json") for name in ("smollm2-135m", "llama-3.2-1b"))
-    assert (small.code, large.code) == (0, 0)
-    assert small.json["tokens"] == large.json["tokens"]
-    assert small.json["estimate"]["ingest"] < large.json["estimate"]["ingest"]

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import random
 import re
 import select
 import shutil
@@ -11,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 from sandbox import ROOT, Done, Sandbox, finish
-
-from actqkv_cli.worker.protocol import Connection
+from workers import connect, endpoint, status, with_worker
 
 FAKES = Path(__file__).parent / "fake_commands.py"
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "rich", "typer", "click", "prompt_toolkit", "filelock"}
@@ -29,31 +28,6 @@ QUESTION = "Wer stand im «Café» an der Küste?"
 ASK = ["--doc", "Küste — Café.txt", "--device", "cpu", "--budget", "1024", "--max-tokens", "24"]
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there is no worker without Unix sockets")
-
-
-def endpoint(box: Sandbox) -> Path:
-    return Path(box.env["XDG_RUNTIME_DIR"]) / "actqkv" / "worker.sock"
-
-
-def connect(box: Sandbox) -> Connection | None:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.connect(str(endpoint(box)))
-    except OSError:
-        sock.close()
-        return None
-    return Connection(sock)
-
-
-def status(box: Sandbox) -> dict[str, Any] | None:
-    """What the worker says of itself; None if there is none."""
-    connection = connect(box)
-    if connection is None:
-        return None
-    connection.send(status=True)
-    frame = connection.receive()
-    connection.close()
-    return frame["status"] if frame else None
 
 
 def until(what: Any, seconds: float = 10) -> Any:
@@ -76,18 +50,6 @@ def numbers(count: int) -> str:
     return "".join(f"{i} " for i in range(count)) + "\n"
 
 
-def with_worker(box: Sandbox) -> Iterator[Sandbox]:
-    """A runtime folder of its own, of a short name; whatever worker it has ends with the test."""
-    folder = Path(tempfile.mkdtemp(prefix="aq", dir="/tmp"))
-    box = box.with_env(XDG_RUNTIME_DIR=str(folder), ACTQKV_KEEP_ALIVE="60s")
-    try:
-        yield box
-    finally:
-        if found := status(box):
-            os.kill(found["pid"], signal.SIGKILL)
-        shutil.rmtree(folder)
-
-
 @pytest.fixture
 def fake(box: Sandbox, tmp_path: Path) -> Iterator[Sandbox]:
     """`chat` is what fake_commands.py makes of it."""
@@ -97,12 +59,6 @@ def fake(box: Sandbox, tmp_path: Path) -> Iterator[Sandbox]:
     (tmp_path / "fakes" / "sitecustomize.py").write_text(custom)
     path = os.pathsep.join([str(tmp_path / "fakes"), str(ROOT), str(ROOT / "kernels")])
     yield from with_worker(box.with_env(PYTHONPATH=path))
-
-
-@pytest.fixture(scope="module")
-def served(library: Sandbox) -> Iterator[Sandbox]:
-    """The library of three documents, with a worker."""
-    yield from with_worker(library)
 
 
 def pid_of(done: Done) -> int:
@@ -135,6 +91,7 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
 def test_a_worker_answers_what_the_process_itself_would(library: Sandbox, served: Sandbox) -> None:
     here = library.run("ask", QUESTION, *ASK, "--json")
     assert here.code == 0
+    assert served.run("worker", "stop").code == 0  # so that one starts anew
     first, again = (served.run("ask", QUESTION, *ASK, "--json") for _ in range(2))
     assert (first.code, again.code) == (0, 0)
     assert without_times(first.json) == without_times(again.json) == without_times(here.json)
@@ -627,3 +584,33 @@ def test_on_a_terminal_lines_are_edited_and_remembered_and_ctrl_c_stops_an_answe
     history = fake.root / "state" / "actqkv" / "history"
     assert "+hello" in history.read_text()
     assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_two_hundred_asks_with_clients_killed_at_random(library: Sandbox, served: Sandbox) -> None:
+    """No answer is wrong or another's, and memory stays as it is."""
+    words = ["bell", "light", "keeper", "harbour", "Café", "boat"]
+    asks = [["ask", f"Who saw the {word}?", *ASK[2:], "--doc", doc] for word in words for doc in ("handbook", "log")]
+    draw = random.Random(0)
+    expected = {tuple(ask): served.run(*ask) for ask in asks}
+    assert all(done.code == 0 for done in expected.values())
+    assert len({done.out for done in expected.values()}) > len(asks) // 2  # or a mixture would go unnoticed
+    waiting: list[tuple[list[str], subprocess.Popen[str]]] = []
+    memory = []
+    for number in range(200):
+        ask = draw.choice(asks)
+        process = served.start(*ask)
+        if draw.random() < 0.3:
+            time.sleep(0.15 * draw.random())
+            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+            process.communicate()
+        else:
+            waiting.append((ask, process))
+        if len(waiting) == 3:
+            ask, process = waiting.pop(0)
+            done = finish(process)
+            assert (done.code, done.out) == (0, expected[tuple(ask)].out)
+        if number in (60, 199):
+            memory.append(status(served)["memory_bytes"])  # type: ignore[index]
+    for ask, process in waiting:
+        assert finish(process).out == expected[tuple(ask)].out
+    assert memory[1] < memory[0] * 1.05
