@@ -55,9 +55,6 @@ class Session:
         self._reading = reading
         self._workspace = Workspace()
         self._rotary = rotary
-        per_layer = self.layout.retrieved_blocks * 2 + (reading.sink + reading.local) // geometry.block_size
-        for document in context.documents:
-            document.cache.reserve(min(per_layer, document.reader.manifest.block_count))
 
     def task(self, question: EncodedQuestion, budget: int | None = None) -> Task:
         layout = replace(self.layout, budget=budget or self.layout.budget)
@@ -84,6 +81,7 @@ class Session:
 
     def run(self, asked: Sequence[tuple[RetrievalPolicy, EncodedQuestion]], room: int) -> "list[Run]":
         """Feed questions, each under its policy, which go through the model together: a run for each."""
+        self._reserve(len(asked))
         runs = [Run(self, policy, question, room) for policy, question in asked]
         for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
             began = time.perf_counter()
@@ -102,6 +100,14 @@ class Session:
         for run, logits in zip(runs, self.forward(runs, rows, lengths=lengths), strict=True):
             run.settle(logits[-1])
         return runs
+
+    def _reserve(self, questions: int) -> None:
+        """Room in memory for the blocks of all the questions, and of one that was asked before."""
+        layout = self.layout
+        always = (layout.sink + layout.local) // layout.block_size
+        for document in self.context.documents:
+            wanted = layout.retrieved_blocks * max(2, questions) + always
+            document.cache.reserve(min(wanted, document.reader.manifest.block_count))
 
     def _read_ahead(self, runs: "Sequence[Run]") -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""
