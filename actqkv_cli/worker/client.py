@@ -88,7 +88,9 @@ def _folder() -> str:
 def _terminal_size() -> os.terminal_size | None:
     for descriptor in (2, 1, 0):
         with contextlib.suppress(OSError):
-            return os.get_terminal_size(descriptor)
+            size = os.get_terminal_size(descriptor)
+            if size.columns and size.lines:  # a terminal may not know: then everyone has a default of their own
+                return size
     return None
 
 

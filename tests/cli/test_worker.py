@@ -520,9 +520,9 @@ def test_a_conversation_is_told_when_the_worker_is_stopped(fake: Sandbox, tmp_pa
 class Terminal:
     """A command on a terminal of its own, and what it has shown so far."""
 
-    def __init__(self, box: Sandbox, *args: str) -> None:
+    def __init__(self, box: Sandbox, *args: str, size: tuple[int, int] = (24, 80)) -> None:
         self._master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (24, 80))
+        termios.tcsetwinsize(slave, size)
         self.process = box.with_env(TERM="xterm").start(
             *args, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_own_terminal
         )
@@ -584,6 +584,28 @@ def test_on_a_terminal_lines_are_edited_and_remembered_and_ctrl_c_stops_an_answe
     history = fake.root / "state" / "actqkv" / "history"
     assert "+hello" in history.read_text()
     assert history.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("size", [(24, 80), (0, 0)])
+def test_on_a_terminal_that_may_not_know_its_size_sources_are_shown(served: Sandbox, size: tuple[int, int]) -> None:
+    user = Terminal(served, "ask", QUESTION, *ASK, size=size)
+    user.wait_for("Sources:")
+    user.wait_for("first token after")
+    assert user.close() == 0
+
+
+def test_a_real_conversation_on_a_terminal(served: Sandbox) -> None:
+    """What `ask` without a question begins."""
+    user = Terminal(served, "ask", *ASK)
+    user.wait_for("ask, or /help")
+    for _ in range(2):
+        user.wait_for(">")
+        user.type(f"{QUESTION}\r")
+        user.wait_for("page 1]")
+    user.type("/sources\r")
+    user.wait_for("Kranich")
+    user.type("/quit\r")
+    assert user.close() == 0
 
 
 def test_two_hundred_asks_with_clients_killed_at_random(library: Sandbox, served: Sandbox) -> None:
