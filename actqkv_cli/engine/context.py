@@ -77,14 +77,17 @@ class Context:
         return found or [(self.parts[0], ids)]
 
     def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
-        """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks."""
-        most = float(ranking.max())
+        """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks.
+
+        What was said in a conversation is no source, nor is the block that it begins in.
+        """
+        ends = [*self.firsts[1:], len(ranking)]
+        ranges = list(zip(self.documents, self.firsts, ends, strict=False))
+        most = max(float(ranking[first:end].max()) if first < end else 0.0 for _, first, end in ranges)
         found = []
-        for document, first in zip(self.documents, self.firsts, strict=False):
-            count = document.reader.manifest.block_count
-            ours = {block - first for block in attended if first <= block < first + count}
-            scores = ranking[first : first + count]
-            found += [Source(document, passage) for passage in passages_of(document.reader, scores, ours, most)]
+        for document, first, end in ranges:
+            ours = {block - first for block in attended if first <= block < end}
+            found += [Source(document, p) for p in passages_of(document.reader, ranking[first:end], ours, most)]
         return sorted(found, key=lambda source: -source.passage.score)[:MOST]
 
 

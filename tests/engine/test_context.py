@@ -194,3 +194,18 @@ def test_a_conversation_over_several_documents(tmp_path: Path) -> None:
             conversation.add(run)
         assert conversation.context.tokens == 144 + 99 + 3 * 39
         assert conversation.context.gaps.tolist() == [141, 142, 143]
+
+
+def test_what_was_said_is_no_source(tmp_path: Path) -> None:
+    """A question asked again looks at itself, in the block in which the document ends and the first turn begins."""
+    folder = stored(tmp_path, 141, 0, positions="clamped")
+    with documents(folder) as opened:
+        conversation = Conversation(opened, tiny.model())
+        with session_over(tiny.model(), conversation.context, BUDGET) as session:
+            conversation.add(session.start(tiny.question(tiny.tokens(9, 1)), "heads", 1))
+        context = conversation.context
+        blocks = -(-context.tokens // tiny.BLOCK)
+        ranking = torch.zeros(blocks)
+        ranking[[3, 10, 141 // tiny.BLOCK, blocks - 1]] = torch.tensor([2.0, 1.0, 9.0, 8.0])
+        found = [source.passage for source in context.sources(ranking, set(range(blocks)))]
+        assert [(passage.blocks, passage.score) for passage in found] == [((3, 3), 1.0), ((10, 10), 0.5)]
