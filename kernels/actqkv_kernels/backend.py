@@ -1,0 +1,69 @@
+"""Which implementation of an operation runs: torch's, which works everywhere, or the Triton kernel."""
+
+import functools
+import os
+import warnings
+from importlib import import_module, metadata
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["auto", "torch", "triton"]
+VARIABLE = "ACTQKV_KERNELS"  # what `auto` means: one of the above
+compiling = False  # within `ahead_of_time.compiling_for`: kernels are compiled, and none runs
+_OLDEST_TRITON = (3, 6)  # the kernels were compiled with this and with newer ones
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot run here."""
+
+
+def runs_triton(backend: Backend, operation: str, device: torch.device, unfit: str = "") -> bool:
+    """Whether the Triton kernel is to run, for tensors on `device`. unfit: why it cannot take these arguments.
+
+    A backend that was asked for, here or by the environment variable `ACTQKV_KERNELS`, runs or raises: ValueError for
+    a name that there is not, BackendUnavailable. `auto` takes the kernel on a GPU; where it cannot, it says so once.
+    """
+    if backend == "auto":
+        backend = os.environ.get(VARIABLE, "auto")  # type: ignore[assignment]  # checked below
+    if backend not in get_args(Backend):
+        raise ValueError(f"a backend is one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return False
+    reason = unfit or triton_missing(device)
+    if not reason:
+        return True
+    if backend == "triton":
+        raise BackendUnavailable(f"{operation} cannot run in triton: {reason}")
+    _say_once(f"{operation} runs in torch, which is slower: {reason}")
+    return False
+
+
+def triton_missing(device: torch.device) -> str:
+    """Why no Triton kernel runs on a device; empty if they do."""
+    return _triton_missing(device.type, compiling or interpreted())
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU (`TRITON_INTERPRET=1`)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing(device: str, without_gpu: bool) -> str:
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where nothing is said
+    try:
+        import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    version = metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_TRITON:
+        return f"triton {version} is too old, it must be {'.'.join(map(str, _OLDEST_TRITON))} or newer"
+    if device != "cuda" and not without_gpu:
+        return f"there is no GPU behind {device}; TRITON_INTERPRET=1 runs the kernels without one, very slowly"
+    return ""
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
