@@ -1,10 +1,12 @@
 """Where blocks come from: a bounded cache in front of the disk, and, while a document is read, its newest tokens."""
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,62 +20,147 @@ ReadBlocks = Callable[[int, Tensor], Tensor]
 """(layer, ascending ids) -> `(n, 2, Hkv, b, d)` on the CPU, from disk."""
 
 
-class BlockCache:
-    """The blocks read last, `capacity` of each layer (0 until `reserve`), least recently used leave first."""
+_Numbers = npt.NDArray[np.integer[Any]]
+_Read = tuple[Tensor, torch.cuda.Event | None]
+"""Blocks on the device, and when they have arrived there."""
 
-    def __init__(self, read: ReadBlocks, layers: int, device: torch.device) -> None:
+
+class BlockPool:
+    """The blocks read last, `capacity` of each layer (0 until `reserve`), least recently used leave first.
+
+    A block has a page of its own in its layer's pages; `bring` tells which. A page that is held does not leave.
+    """
+
+    def __init__(self, read: ReadBlocks, layers: int, blocks: int, device: torch.device) -> None:
+        """blocks: how many `read` knows of."""
         self._read = read
-        self._capacity = 0
         self._device = device
-        self._slots: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layers)]
-        self._pool: list[Tensor | None] = [None] * layers
-        self._coming: dict[int, tuple[list[int], Future[Tensor]]] = {}
+        self._pages: list[Tensor | None] = [None] * layers
+        self._page_of = np.full((layers, blocks), -1, np.int32)
+        self._block_in = np.full((layers, 0), -1, np.int32)
+        self._used = np.zeros((layers, 0), np.int64)
+        self._held = np.zeros((layers, 0), np.int32)
+        self._clock = 0
+        self._coming: dict[int, tuple[_Numbers, Future[_Read]]] = {}
+
+    @property
+    def _capacity(self) -> int:
+        return self._used.shape[1]
 
     def reserve(self, capacity: int) -> None:
         """Keep at least so many blocks of each layer from now on."""
-        if capacity > self._capacity:
-            self._capacity = capacity
-            self._pool = [None] * len(self._pool)
-            for slots in self._slots:
-                slots.clear()
+        more = ((0, 0), (0, capacity - self._capacity))
+        if more[1][1] > 0:
+            self._block_in = np.pad(self._block_in, more, constant_values=-1)
+            self._used, self._held = np.pad(self._used, more), np.pad(self._held, more)
+            for layer, pages in enumerate(self._pages):
+                if pages is not None:
+                    grown = pages.new_empty((capacity, *pages.shape[1:]))
+                    grown[: len(pages)] = pages
+                    self._pages[layer] = grown
+
+    def pages(self, layer: int) -> Tensor:
+        """All pages of a layer, `(P, 2, Hkv, b, d)`: keys, un-rotated, then values. A `reserve` replaces them."""
+        pages = self._pages[layer]
+        if pages is None:
+            none = self._read(layer, torch.empty(0, dtype=torch.int64))
+            shape = (self._capacity, *none.shape[1:])
+            pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self._device)
+        return pages
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:
-        """Begin to read what `blocks` will soon be asked for, while other layers compute."""
-        missing = [block for block in ids.tolist() if block not in self._slots[layer]]
+        """Begin to read what `bring` will soon be asked for, while other layers compute."""
+        missing = ids.numpy()[self._page_of[layer, ids.numpy()] < 0]
         if 0 < len(missing) <= self._capacity:
-            self._coming[layer] = missing, _reader().submit(self._read, layer, torch.tensor(missing))
+            self._coming[layer] = missing, _reader().submit(self._fetch, layer, missing)
 
-    def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        """See `BlockSource`."""
-        if len(ids) > self._capacity:
-            return self._read(layer, ids).to(self._device)
-        slots, wanted = self._slots[layer], ids.tolist()
-        coming, read = self._coming.pop(layer, ([], None))
+    def bring(self, layer: int, ids: Tensor) -> Tensor:
+        """The pages in which blocks `ids` (ascending, int64, on the CPU) now are: int64 `(n,)`, on the CPU."""
+        wanted = ids.numpy()
+        coming, read = self._coming.pop(layer, (wanted[:0], None))
         # What fails here is read again below, if it is wanted: a damaged block that is not must not fail the question.
         if read is not None and not read.exception():
             self._keep(layer, coming, read.result())
-        missing = []
-        for block in wanted:
-            if block in slots:
-                slots.move_to_end(block)
-            else:
-                missing.append(block)
-        if missing:
-            self._keep(layer, missing, self._read(layer, torch.tensor(missing)))
-        pool = self._pool[layer]
-        if pool is None:  # nothing was wanted of this layer so far
-            return self._read(layer, ids).to(self._device)
-        return pool[torch.tensor([slots[block] for block in wanted], device=self._device, dtype=torch.int64)]
+        pages = self._page_of[layer, wanted]
+        missing = wanted[pages < 0]
+        if len(missing):
+            here = Hold(self, layer, pages[pages >= 0])
+            self._keep(layer, missing, self._fetch(layer, missing))
+            del here
+            pages = self._page_of[layer, wanted]
+        self._touch(layer, pages)
+        return torch.from_numpy(pages.astype(np.int64))
 
-    def _keep(self, layer: int, ids: list[int], read: Tensor) -> None:
-        slots, pool = self._slots[layer], self._pool[layer]
-        if pool is None:
-            shape = (self._capacity, *read.shape[1:])
-            pool = self._pool[layer] = torch.empty(shape, dtype=read.dtype, device=self._device)
-        read = read.to(self._device)
-        for block in ids:
-            slots[block] = len(slots) if len(slots) < self._capacity else slots.popitem(last=False)[1]
-        pool[torch.tensor([slots[block] for block in ids], device=self._device)] = read
+    def blocks(self, layer: int, ids: Tensor) -> Tensor:
+        """See `BlockSource`. More than the capacity are not kept."""
+        if len(ids) > self._capacity or not len(ids):
+            return self._read(layer, ids).to(self._device)
+        pages = self.bring(layer, ids)
+        return self.pages(layer)[pages.to(self._device)]
+
+    def hold(self, layer: int, pages: Tensor) -> "Hold":
+        """Keep pages `(n,)` where they are as long as what is returned lives."""
+        return Hold(self, layer, pages.numpy())
+
+    def lease(self, layer: int, count: int) -> tuple[Tensor, "Hold"]:
+        """Pages `(count,)`, int64 on the CPU, that are no block's, and what holds them; they hold anything."""
+        pages = self._free(layer, count)
+        self._forget(layer, pages)
+        found = torch.from_numpy(pages)
+        return found, self.hold(layer, found)
+
+    def _touch(self, layer: int, pages: _Numbers) -> None:
+        self._clock += 1
+        self._used[layer, pages] = self._clock
+
+    def _fetch(self, layer: int, ids: _Numbers) -> _Read:
+        """Blocks on the device. On a GPU they come on a stream of their own, beside what is computed."""
+        if self._device.type != "cuda":
+            return self._read(layer, torch.from_numpy(ids)).to(self._device), None
+        with torch.cuda.stream(_copies(self._device)):
+            states = self._read(layer, torch.from_numpy(ids)).to(self._device, non_blocking=True)
+            return states, torch.cuda.current_stream().record_event()
+
+    def _keep(self, layer: int, ids: _Numbers, read: _Read) -> None:
+        states, arrived = read
+        new = self._free(layer, len(ids))
+        self._forget(layer, new)
+        self._block_in[layer, new], self._page_of[layer, ids] = ids, new
+        if arrived is not None:
+            torch.cuda.current_stream().wait_event(arrived)
+            states.record_stream(torch.cuda.current_stream())
+        self.pages(layer)[torch.from_numpy(new).to(self._device)] = states
+        self._touch(layer, new)
+
+    def _free(self, layer: int, count: int) -> _Numbers:
+        """Pages that no one holds, the least recently used; the pool grows where there are too few."""
+        free = np.flatnonzero(self._held[layer] == 0)
+        if len(free) < count:
+            self.reserve(self._capacity + count - len(free))
+            free = np.flatnonzero(self._held[layer] == 0)
+        return free[np.argpartition(self._used[layer, free], count - 1)[:count]] if count else free[:0]
+
+    def _forget(self, layer: int, pages: _Numbers) -> None:
+        """Whatever blocks were in these pages are no longer there."""
+        before = self._block_in[layer, pages]
+        self._page_of[layer, before[before >= 0]] = -1
+        self._block_in[layer, pages] = -1
+
+
+class Hold:
+    """See `BlockPool.hold`."""
+
+    def __init__(self, pool: BlockPool, layer: int, pages: _Numbers) -> None:
+        self._pool, self._layer, self._pages = pool, layer, pages
+        pool._held[layer, pages] += 1
+
+    def __del__(self) -> None:
+        self._pool._held[self._layer, self._pages] -= 1
+
+
+@functools.cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @functools.cache
@@ -102,7 +189,7 @@ class GrowingBlocks:
         capacity = 2 * self._layout.retrieved_blocks + reading.sink // geometry.block_size
         if reading.prefill == "full":
             capacity = self.total_blocks
-        self._disk = BlockCache(self._files.read, geometry.layers, device)
+        self._disk = BlockPool(self._files.read, geometry.layers, self.total_blocks, device)
         self._disk.reserve(capacity)
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)

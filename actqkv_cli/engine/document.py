@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from actqkv_cli.engine.blocks import BlockCache
+from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.retrieval.lexical import lexical_index
 from actqkv_cli.store.reader import DocumentReader
@@ -25,7 +25,12 @@ class OpenDocument:
         index = {name: tensor.to(device) for name, tensor in reader.index().items()}
         self.representatives = index["representatives"]
         self.head_keys = index.get("head_keys")
-        self.cache = BlockCache(reader.read_blocks, reader.manifest.geometry.layers, device)
+        self.pool = BlockPool(
+            functools.partial(reader.read_blocks, pinned=device.type == "cuda"),
+            reader.manifest.geometry.layers,
+            reader.manifest.block_count,
+            device,
+        )
 
         @functools.cache
         def methods() -> Mapping[str, Tensor]:
@@ -40,11 +45,11 @@ class OpenDocument:
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockSource`."""
-        return self.cache.blocks(layer, ids)
+        return self.pool.blocks(layer, ids)
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:
-        """See `BlockCache.read_ahead`."""
-        self.cache.read_ahead(layer, ids)
+        """See `BlockPool.read_ahead`."""
+        self.pool.read_ahead(layer, ids)
 
     def check(self, rows: int, query_heads: int) -> None:
         """Raises StoreDamaged if the retrieval heads, or the `rows` of their keys, do not fit the model."""

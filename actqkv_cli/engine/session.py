@@ -107,7 +107,7 @@ class Session:
         always = (layout.sink + layout.local) // layout.block_size
         for document in self.context.documents:
             wanted = layout.retrieved_blocks * max(2, questions) + always
-            document.cache.reserve(min(wanted, document.reader.manifest.block_count))
+            document.pool.reserve(min(wanted, document.reader.manifest.block_count))
 
     def _read_ahead(self, runs: "Sequence[Run]") -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""

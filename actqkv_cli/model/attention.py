@@ -120,7 +120,10 @@ class _Unrotated(nn.Module):
 
 
 class Rotary:
-    """A model family's own rotation, at positions that we choose."""
+    """A model family's own rotation, at positions that we choose.
+
+    in_halves: whether it is the common one (`halves`); zero_is_identity: whether position 0 is left as it is.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder = model.model
@@ -129,8 +132,9 @@ class Rotary:
         self._apply = sys.modules[attention.__module__].apply_rotary_pos_emb
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._cos, self._sin = self._table(1024)
-        self._in_halves = self._rotates_in_halves()
-        self._zero_is_identity = bool((self._cos[0] == 1).all() and (self._sin[0] == 0).all())
+        self._halves = self._like[:0], self._like[:0]
+        self.in_halves = self._rotates_in_halves()
+        self.zero_is_identity = bool((self._cos[0] == 1).all() and (self._sin[0] == 0).all())
 
     @property
     def width(self) -> int:
@@ -144,11 +148,20 @@ class Rotary:
 
     def __call__(self, x: Tensor, positions: range) -> Tensor:
         """Rotate x `(heads, T, d)` at `positions`, T of them or one for all. Attention factors are included."""
-        if self._zero_is_identity and positions == range(1):
+        if self.zero_is_identity and positions == range(1):
             return x
         if positions.stop > len(self._cos):
             self._cos, self._sin = self._table(2 * positions.stop)
         return self._rotate(x, self._cos[positions.start : positions.stop], self._sin[positions.start : positions.stop])
+
+    def halves(self, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin by position, fp32 `(>= stop, d / 2)`, of a rotation in halves, as the kernels take them."""
+        if stop > len(self._cos):
+            self._cos, self._sin = self._table(2 * stop)
+        if len(self._halves[0]) != len(self._cos):
+            half = self.width // 2
+            self._halves = self._cos[:, :half].float().contiguous(), self._sin[:, :half].float().contiguous()
+        return self._halves
 
     def at(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate x `(heads, T, d)` at positions `(T,)` int64, in any order."""
@@ -157,7 +170,7 @@ class Rotary:
         return self._rotate(x, self._cos[positions], self._sin[positions])
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return _rotated_in_halves(x, cos, sin) if self._in_halves else self._rotate_as_family(x, cos, sin)
+        return _rotated_in_halves(x, cos, sin) if self.in_halves else self._rotate_as_family(x, cos, sin)
 
     def _rotates_in_halves(self) -> bool:
         """Whether the family's function is the common one, which can be done in half of the time."""

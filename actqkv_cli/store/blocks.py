@@ -49,14 +49,14 @@ class BlockFiles:
             while self._open:
                 self._open.popitem()[1].close()
 
-    def read(self, layer: int, ids: Sequence[int] | Tensor) -> Tensor:
+    def read(self, layer: int, ids: Sequence[int] | Tensor, pinned: bool = False) -> Tensor:
         """Blocks `ids` (document block numbers, strictly ascending) of one layer: (n, 2, Hkv, b, d), on the CPU.
 
-        Every block is compared with its checksum. Raises StoreDamaged naming file, layer and block, ValueError.
+        pinned: into memory from which a GPU copies on its own. Every block is compared with its checksum. Raises StoreDamaged naming file, layer and block, ValueError.
         """
         wanted = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
         count, geometry = len(wanted), self._geometry
-        result = torch.empty((count, *block_shape(geometry)), dtype=cache_dtype(geometry))
+        result = torch.empty((count, *block_shape(geometry)), dtype=cache_dtype(geometry), pin_memory=pinned)
         if not 0 <= layer < geometry.layers:
             raise ValueError(f"there is no layer {layer}")
         if not count:

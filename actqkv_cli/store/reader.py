@@ -40,9 +40,9 @@ class DocumentReader:
         """Closes the segments. What was read stays usable."""
         self._blocks.close()
 
-    def read_blocks(self, layer: int, ids: Sequence[int] | Tensor) -> Tensor:
+    def read_blocks(self, layer: int, ids: Sequence[int] | Tensor, pinned: bool = False) -> Tensor:
         """See `BlockFiles.read`."""
-        return self._blocks.read(layer, ids)
+        return self._blocks.read(layer, ids, pinned)
 
     def index(self) -> dict[str, Tensor]:
         """representatives (L, N, R, Hkv, d) and whatever else was committed; loaded and verified once."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from actqkv_cli.engine import layer as layer_module
 from actqkv_cli.engine import session as session_module
-from actqkv_cli.engine.blocks import BlockCache
 from actqkv_cli.errors import StoreDamaged, UsageError
 from actqkv_cli.retrieval.policies import policy_names
 from actqkv_cli.retrieval.policy import Unforeseen
@@ -378,56 +377,3 @@ def test_what_is_selected_is_attended(document: Path, monkeypatch: pytest.Monkey
             blocks = reader.read_blocks(call % 4, torch.cat([sink, ids]))[:, 1]
             assert torch.equal(values, blocks.transpose(0, 1).flatten(1, 2))
         assert len(policy.selected) == 4 * 31
-
-
-@pytest.fixture
-def blocks_read() -> list[int]:
-    return []
-
-
-@pytest.mark.parametrize("capacity", [0, 1, 3, 7, 100])
-def test_the_cache_gives_what_the_store_has(capacity: int, blocks_read: list[int]) -> None:
-    content = torch.randn(2, 40, 2, 1, 4, 2, generator=torch.Generator().manual_seed(0))
-
-    def read(layer: int, ids: Tensor) -> Tensor:
-        assert ids.tolist() == sorted(set(ids.tolist()))
-        blocks_read.extend(ids.tolist())
-        return content[layer, ids]
-
-    cache = BlockCache(read, 2, torch.device("cpu"))
-    cache.reserve(capacity)
-    draw = torch.Generator().manual_seed(2)
-    for step in range(300):
-        layer, count = step % 2, int(torch.randint(0, 11, (1,), generator=draw))
-        ids = torch.randperm(40, generator=draw)[:count].sort().values
-        assert torch.equal(cache.blocks(layer, ids), content[layer, ids])
-
-
-def test_the_cache_keeps_what_was_used_last(blocks_read: list[int]) -> None:
-    def read(layer: int, ids: Tensor) -> Tensor:
-        blocks_read.extend(ids.tolist())
-        return torch.zeros(len(ids), 2, 1, 4, 2)
-
-    cache = BlockCache(read, 1, torch.device("cpu"))
-    cache.reserve(3)
-    for ids in ([1, 2, 3], [1, 2, 3], [1, 4], [1, 3], [2]):
-        cache.blocks(0, torch.tensor(ids))
-    assert blocks_read == [1, 2, 3, 4, 2]
-
-
-def test_a_failed_read_leaves_the_cache_sound() -> None:
-    content = torch.randn(9, 2, 1, 4, 2)
-    fails = iter([False, True, False, False])
-
-    def read(layer: int, ids: Tensor) -> Tensor:
-        if next(fails):
-            raise OSError("unplugged")
-        return content[ids]
-
-    cache = BlockCache(read, 1, torch.device("cpu"))
-    cache.reserve(4)
-    cache.blocks(0, torch.tensor([1, 2]))
-    with pytest.raises(OSError, match="unplugged"):
-        cache.blocks(0, torch.tensor([2, 3]))
-    for ids in ([1, 2, 3], [5, 6]):
-        assert torch.equal(cache.blocks(0, torch.tensor(ids)), content[ids])
