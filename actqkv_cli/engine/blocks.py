@@ -34,7 +34,7 @@ class BlockPool:
     def __init__(self, read: ReadBlocks, layers: int, blocks: int, device: torch.device) -> None:
         """blocks: how many `read` knows of."""
         self._read = read
-        self._device = device
+        self.device = device
         self._pages: list[Tensor | None] = [None] * layers
         self._page_of = np.full((layers, blocks), -1, np.int32)
         self._block_in = np.full((layers, 0), -1, np.int32)
@@ -65,7 +65,7 @@ class BlockPool:
         if pages is None:
             none = self._read(layer, torch.empty(0, dtype=torch.int64))
             shape = (self._capacity, *none.shape[1:])
-            pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self._device)
+            pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
         return pages
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:
@@ -94,9 +94,9 @@ class BlockPool:
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockSource`. More than the capacity are not kept."""
         if len(ids) > self._capacity or not len(ids):
-            return self._read(layer, ids).to(self._device)
+            return self._read(layer, ids).to(self.device)
         pages = self.bring(layer, ids)
-        return self.pages(layer)[pages.to(self._device)]
+        return self.pages(layer)[pages.to(self.device)]
 
     def hold(self, layer: int, pages: Tensor) -> "Hold":
         """Keep pages `(n,)` where they are as long as what is returned lives."""
@@ -115,10 +115,10 @@ class BlockPool:
 
     def _fetch(self, layer: int, ids: _Numbers) -> _Read:
         """Blocks on the device. On a GPU they come on a stream of their own, beside what is computed."""
-        if self._device.type != "cuda":
-            return self._read(layer, torch.from_numpy(ids)).to(self._device), None
-        with torch.cuda.stream(_copies(self._device)):
-            states = self._read(layer, torch.from_numpy(ids)).to(self._device, non_blocking=True)
+        if self.device.type != "cuda":
+            return self._read(layer, torch.from_numpy(ids)).to(self.device), None
+        with torch.cuda.stream(_copies(self.device)):
+            states = self._read(layer, torch.from_numpy(ids)).to(self.device, non_blocking=True)
             return states, torch.cuda.current_stream().record_event()
 
     def _keep(self, layer: int, ids: _Numbers, read: _Read) -> None:
@@ -129,7 +129,7 @@ class BlockPool:
         if arrived is not None:
             torch.cuda.current_stream().wait_event(arrived)
             states.record_stream(torch.cuda.current_stream())
-        self.pages(layer)[torch.from_numpy(new).to(self._device)] = states
+        self.pages(layer)[torch.from_numpy(new).to(self.device)] = states
         self._touch(layer, new)
 
     def _free(self, layer: int, count: int) -> _Numbers:
@@ -186,11 +186,7 @@ class GrowingBlocks:
         self._tokens = tokens
         self.total_blocks = -(-tokens // geometry.block_size)
         self._files = BlockFiles(writer.folder, geometry, lambda: writer.segments)
-        capacity = 2 * self._layout.retrieved_blocks + reading.sink // geometry.block_size
-        if reading.prefill == "full":
-            capacity = self.total_blocks
-        self._disk = BlockPool(self._files.read, geometry.layers, self.total_blocks, device)
-        self._disk.reserve(capacity)
+        self.disk = BlockPool(self._files.read, geometry.layers, self.total_blocks, device)
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
         self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)
@@ -228,7 +224,7 @@ class GrowingBlocks:
         newest = self._pending[layer, (ids[on_disk:] - self._first).to(self._pending.device)]
         if not on_disk:
             return newest
-        oldest = self._disk.blocks(layer, ids[:on_disk])
+        oldest = self.disk.blocks(layer, ids[:on_disk])
         return torch.cat([oldest, newest]) if len(newest) else oldest
 
     def append(self, layer: int, position: int, key: Tensor, value: Tensor) -> None:

@@ -4,6 +4,7 @@ Keys are stored un-rotated, so blocks of different documents can stand side by s
 its own; what is missing in the last block of the part before it is a gap, which no one attends to.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policy import Resident, head_rows
@@ -56,6 +58,14 @@ class Context:
     resident: Resident
     gaps: Tensor
     unranked: Tensor
+
+    @functools.cached_property
+    def pool(self) -> BlockPool:
+        """The pages in which the kernels find the row's blocks: the document's own, or one that all parts share."""
+        if len(self.parts) == 1:
+            return self.documents[0].pool
+        layers, blocks = self.resident.representatives.shape[:2]
+        return BlockPool(self.blocks, layers, blocks, self.resident.representatives.device)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""

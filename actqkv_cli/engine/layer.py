@@ -99,6 +99,12 @@ class LayerAttention:
         """Keys, un-rotated, and values of the tokens fed since `begin`: `(2, Hkv, n, d)`."""
         return self._near[:, :, self.document_near : self._near_count]
 
+    @property
+    def near_mass(self) -> Tensor:
+        """Attention `(Hkv, n)` that the tokens from `near_first` on received in the last call."""
+        assert self.mass is not None
+        return self.mass[:, self.far_tokens :]
+
     def document_mass(self, tokens: int) -> Tensor:
         """Attention that each of the document's `tokens` tokens received in the last call, all heads: `(tokens,)`."""
         assert self.mass is not None

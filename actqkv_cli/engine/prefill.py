@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from actqkv_cli.engine.blocks import GrowingBlocks
-from actqkv_cli.engine.layer import LayerAttention, Select
+from actqkv_cli.engine.blocks import BlockPool, GrowingBlocks
+from actqkv_cli.engine.layer import Select
+from actqkv_cli.engine.layers import Layer, make_layers, paged
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
-from actqkv_kernels import Workspace
 
 _OBSERVED = 32  # of the document's last queries: SnapKV's window
 
@@ -38,7 +38,7 @@ class Prefilled:
 class _ReadingLayer:
     """A layer of a document that is being read: attends, and keeps what the window computed."""
 
-    def __init__(self, layer: int, attention: LayerAttention, blocks: GrowingBlocks, reading: Reading) -> None:
+    def __init__(self, layer: int, attention: Layer, blocks: GrowingBlocks, reading: Reading) -> None:
         self._layer = layer
         self._attention = attention
         self._blocks = blocks
@@ -56,9 +56,8 @@ class _ReadingLayer:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         self._blocks.append(self._layer, self.position, key, value)
         out = self._attention.attend(query, key, value, call)
-        if self._anchor and self._attention.mass is not None:
-            near = self._attention.mass[:, self._attention.far_tokens :]
-            self._blocks.add_mass(self._layer, self._attention.near_first, near)
+        if self._anchor:
+            self._blocks.add_mass(self._layer, self._attention.near_first, self._attention.near_mass)
         if self._baselines:
             received = self._attention.document_mass(self.position + key.shape[1])
             received[: len(self.received)] += self.received
@@ -88,17 +87,12 @@ def prefill(
     position = blocks.resume_at
     progress(position)
     select = _selection(reading, layout, blocks, lambda: position)
-    workspace = Workspace()
+    pool = BlockPool(blocks.blocks, geometry.layers, blocks.total_blocks, model.device)
     with closing(blocks), actqkv_attention(model) as rotary, torch.inference_mode():
-        layers = [
-            _ReadingLayer(
-                layer,
-                LayerAttention(layer, blocks, select, rotary, layout, reading.positions, workspace),
-                blocks,
-                reading,
-            )
-            for layer in range(geometry.layers)
-        ]
+        attention = make_layers(pool, geometry.layers, select, rotary, layout, reading.positions)
+        layers = [_ReadingLayer(number, layer, blocks, reading) for number, layer in enumerate(attention)]
+        # Blocks that come back stay a while: in the pages that the kernels read, or in front of the disk.
+        (pool if paged(rotary) else blocks.disk).reserve(_kept(reading, layout, blocks))
         cache = attention_cache(layers)
         ids = ids.to(model.device, torch.int64)
         while position < len(ids):
@@ -116,6 +110,13 @@ def prefill(
         torch.stack([layer.received for layer in layers]),
         torch.stack([layer.last_queries for layer in layers]),
     )
+
+
+def _kept(reading: Reading, layout: Layout, blocks: GrowingBlocks) -> int:
+    """How many blocks of a layer to keep at hand."""
+    if reading.prefill == "full":
+        return blocks.total_blocks
+    return 2 * layout.retrieved_blocks + reading.sink // layout.block_size
 
 
 def _selection(reading: Reading, layout: Layout, blocks: GrowingBlocks, position: Callable[[], int]) -> Select:

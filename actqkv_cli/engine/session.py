@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from actqkv_cli.engine.context import Context, Source, context_of
 from actqkv_cli.engine.document import OpenDocument
-from actqkv_cli.engine.layer import LayerAttention
+from actqkv_cli.engine.layers import Layer, make_layers, paged
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
@@ -105,9 +105,11 @@ class Session:
         """Room in memory for the blocks of all the questions, and of one that was asked before."""
         layout = self.layout
         always = (layout.sink + layout.local) // layout.block_size
+        wanted = layout.retrieved_blocks * max(2, questions) + always
         for document in self.context.documents:
-            wanted = layout.retrieved_blocks * max(2, questions) + always
             document.pool.reserve(min(wanted, document.reader.manifest.block_count))
+        if paged(self._rotary):
+            self.context.pool.reserve(wanted)
 
     def _read_ahead(self, runs: "Sequence[Run]") -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""
@@ -159,15 +161,17 @@ class Session:
                         logits[run].append(found)
         return [torch.cat(logits[run]) for run in runs]
 
-    def layers(self, policy: RetrievalPolicy) -> list[LayerAttention]:
-        positions, space, gaps = self._reading.positions, self._workspace, self.context.gaps
-        return [
-            LayerAttention(
-                layer, self.context, policy.select, self._rotary, self.layout, positions, space,
-                gaps if len(gaps) else None,
-            )
-            for layer in range(len(self.resident.representatives))
-        ]  # fmt: skip
+    def layers(self, policy: RetrievalPolicy) -> list[Layer]:
+        return make_layers(
+            self.context.pool,
+            len(self.resident.representatives),
+            policy.select,
+            self._rotary,
+            self.layout,
+            self._reading.positions,
+            self.context.gaps,
+            self._workspace,
+        )
 
 
 class Run:
@@ -182,7 +186,7 @@ class Run:
         self._room = room + len(question.ids)
         self.logits = self.ranking = torch.empty(0)
 
-    def begin(self, step: Literal["scout", "question"]) -> list[LayerAttention]:
+    def begin(self, step: Literal["scout", "question"]) -> list[Layer]:
         """Make ready for a pass over the question; returns the layers that it goes through."""
         layers = self.layers[: self.policy.scout_layers] if step == "scout" else self.layers
         for layer in layers:

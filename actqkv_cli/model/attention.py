@@ -137,6 +137,10 @@ class Rotary:
         self.zero_is_identity = bool((self._cos[0] == 1).all() and (self._sin[0] == 0).all())
 
     @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @property
     def width(self) -> int:
         return int(self._cos.shape[-1])
 

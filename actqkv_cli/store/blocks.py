@@ -52,7 +52,8 @@ class BlockFiles:
     def read(self, layer: int, ids: Sequence[int] | Tensor, pinned: bool = False) -> Tensor:
         """Blocks `ids` (document block numbers, strictly ascending) of one layer: (n, 2, Hkv, b, d), on the CPU.
 
-        pinned: into memory from which a GPU copies on its own. Every block is compared with its checksum. Raises StoreDamaged naming file, layer and block, ValueError.
+        pinned: into memory from which a GPU copies on its own. Every block is compared with its checksum. Raises
+        StoreDamaged naming file, layer and block, ValueError.
         """
         wanted = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
         count, geometry = len(wanted), self._geometry

@@ -9,9 +9,14 @@ from actqkv_kernels.block_attention import Workspace, block_attention
 from actqkv_kernels.block_scores import block_scores, density
 from actqkv_kernels.budget_shares import budget_shares
 from actqkv_kernels.key_bounds import bound_scores, key_bounds
+from actqkv_kernels.page_writes import write_pages
+from actqkv_kernels.paged_attention import PageList, paged_attention
 from actqkv_kernels.representatives import anchor_representatives, mean_representatives
+from actqkv_kernels.top_blocks import TopBlocks, top_blocks
 
 __all__ = [
+    "PageList",
+    "TopBlocks",
     "Workspace",
     "activation_probe",
     "anchor_representatives",
@@ -22,4 +27,7 @@ __all__ = [
     "density",
     "key_bounds",
     "mean_representatives",
+    "paged_attention",
+    "top_blocks",
+    "write_pages",
 ]

@@ -39,7 +39,7 @@ class _NoGpu:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return int(self._target.arch)  # kernels are kept by device, and this one's are not another's
 
     def get_current_stream(self, device: int) -> int:
         return 0

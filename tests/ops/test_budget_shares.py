@@ -5,15 +5,19 @@ from itertools import pairwise
 
 import pytest
 import torch
+from kernel_cases import DEVICE
 
 from actqkv_kernels import budget_shares
+from actqkv_kernels.backend import BackendUnavailable
 
 
 def check(densities: list[float], mean: int, most: int) -> list[int]:
-    """The shares, after all that must hold for them."""
-    shares = budget_shares(torch.tensor(densities, dtype=torch.float32), mean, most)
+    """The shares, after all that must hold for them; the kernel's are the same."""
+    given = torch.tensor(densities, dtype=torch.float32, device=DEVICE)
+    shares = budget_shares(given, mean, most, backend="torch")
     assert shares.dtype == torch.int64
-    assert shares.device.type == "cpu"
+    assert shares.device == given.device
+    assert torch.equal(budget_shares(given, mean, most, backend="triton"), shares)
     blocks: list[int] = shares.tolist()
     capped = min(mean, most)
     assert sum(blocks) == capped * len(densities)
@@ -62,6 +66,63 @@ def test_is_deterministic_and_does_not_change_its_argument() -> None:
     before = densities.clone()
     assert torch.equal(budget_shares(densities, 46, 300), budget_shares(densities, 46, 300))
     assert torch.equal(densities, before)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_is_proportion_within_the_range(seed: int) -> None:
+    draw = random.Random(seed)
+    densities = [draw.random() ** draw.choice([1, 8]) + 1e-9 for _ in range(draw.randint(1, 60))]
+    mean = draw.randint(1, 60)
+    low, high = (mean + 1) // 2, 2 * mean
+
+    def at(rate: float) -> list[float]:
+        return [min(max(rate * density, low), high) for density in densities]
+
+    least, most = 0.0, 1e14
+    for _ in range(200):  # there is one rate at which all is shared out
+        middle = (least + most) / 2
+        least, most = (middle, most) if sum(at(middle)) < mean * len(densities) else (least, middle)
+    found = check(densities, mean, 1000)
+    assert all(abs(share - exact) < 1.001 for share, exact in zip(found, at(least), strict=True))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 33, 128])
+@pytest.mark.parametrize("least", [None, 0, 6, 100])
+def test_kernel_shares_as_the_reference(layers: int, least: int | None) -> None:
+    draw = torch.Generator().manual_seed(layers)
+    uniform = torch.rand(layers, generator=draw)
+    for densities in (
+        uniform,
+        uniform.bfloat16(),  # many are equal
+        10.0 ** (600 * uniform.double() - 300),
+        (uniform > 0.5).float(),
+        torch.zeros(layers),
+        torch.where(uniform > 0.3, uniform, float("nan")),
+        torch.where(uniform > 0.3, uniform, float("inf")),
+        uniform - 0.5,
+    ):
+        for mean, most in ((46, 100_000), (46, 60), (3, 4), (100_000, 100_000)):
+            expected = budget_shares(densities.to(DEVICE), mean, most, least, backend="torch")
+            assert int(expected.sum()) == min(mean, most) * layers
+            assert int(expected.min()) >= 0
+            assert int(expected.max()) <= min(2 * mean, most)
+            assert torch.equal(budget_shares(densities.to(DEVICE), mean, most, least, backend="triton"), expected)
+
+
+def test_kernel_takes_a_thousand_layers() -> None:
+    densities = torch.rand(1024, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    shares = budget_shares(densities, 100_000, 100_000, 0, backend="triton")
+    assert torch.equal(shares, budget_shares(densities, 100_000, 100_000, 0, backend="torch"))
+
+
+def test_more_than_64_bits_hold_is_not_for_the_kernel() -> None:
+    for layers, mean in ((1025, 1), (2, 2**32)):
+        with pytest.raises(BackendUnavailable, match="layers"):
+            budget_shares(torch.ones(layers, device=DEVICE), mean, mean, backend="triton")
+        shares = budget_shares(torch.ones(layers, device=DEVICE), mean, mean, backend="torch")
+        assert shares.tolist() == [mean] * layers
+    largest = budget_shares(torch.tensor([1.0, 1e-3], device=DEVICE), 2**32 - 1, 2**40, backend="triton")
+    assert largest.tolist() == [2**33 - 2 - 2**31, 2**31]
 
 
 @pytest.mark.parametrize(("mean", "most"), [(-1, 3), (3, -1)])

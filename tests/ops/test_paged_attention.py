@@ -25,24 +25,24 @@ class Case:
     size: int = 16
     far: int = 3  # pages
     near: int = 2
-    fed: int = 0  # how many of the near keys stand behind the first query, beside the window
+    behind: int = 0  # near keys behind the last query, that are not written yet
     dtype: torch.dtype = torch.float32
     positions: str = "clamped"
     local: int = 40
 
     def inputs(self) -> dict[str, Any]:
         """A pool of which only the listed pages hold numbers, and of those only the keys that are there."""
-        rows = self.near * self.size - 5  # the last near page is short
+        rows = self.near * self.size - 5 - self.behind  # the last near page is short
         queries = torch.arange(rows - self.window, rows, dtype=torch.int32)
         far_keys = self.far * self.size
         near = torch.arange(self.near * self.size, dtype=torch.int32)
-        near[rows:] = -1
+        near[rows + self.behind :] = -1
         if self.positions == "clamped":
             far, query = torch.zeros(far_keys, dtype=torch.int32), torch.full_like(queries, self.local)
             where = torch.stack([query, queries])
         else:  # compact
             far = torch.arange(far_keys, dtype=torch.int32)
-            near[:rows] += far_keys
+            near[: rows + self.behind] += far_keys
             where = (queries + far_keys).expand(2, -1)
         if self.far:
             far[-3:] = -1  # a gap
@@ -53,7 +53,8 @@ class Case:
             positions = positions.view(-1, self.size)
             for slot, at in zip(slots.tolist(), positions, strict=True):
                 made = normal(2, self.kv_heads, self.size, self.dim, dtype=self.dtype, seed=slot).cpu()
-                pool[slot] = made.masked_fill((at < 0)[:, None], math.nan)
+                unwritten = (at < 0) | (at > where.max())
+                pool[slot] = made.masked_fill(unwritten[:, None], math.nan)
             padding = torch.full((2,), 7, dtype=torch.int32)  # listed, but not counted
             lists.append(
                 PageList(
@@ -153,6 +154,8 @@ CASES = {
     "nothing near but the window": Case(near=1, window=11),
     "many pages": Case(far=20, near=12),
     "window": Case(window=70, near=8, size=16, dim=64),
+    "keys to come": Case(behind=19, near=4),
+    "keys to come behind a window": Case(behind=19, near=4, window=20),
     "long window": Case(heads=2, kv_heads=1, window=150, near=12, size=16),
     "window of three to a group": Case(heads=6, kv_heads=2, window=45, near=3, size=32, positions="compact"),
     "window of wide heads": Case(heads=2, kv_heads=2, window=33, near=5, size=16, dim=256),

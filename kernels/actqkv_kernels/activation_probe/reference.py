@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 0.01  # share of the mean variance added to each dimension's, so that a still dimension cannot explode
+STILL = torch.finfo(torch.float32).tiny  # a variance below it is none: dividing by it would overflow
 
 
 def activation_bias(queries: Tensor, epsilon: float = EPSILON) -> Tensor:
@@ -16,7 +17,7 @@ def activation_bias(queries: Tensor, epsilon: float = EPSILON) -> Tensor:
     squares = (queries - queries.mean(dim=0)).square()
     variance = squares.mean(dim=0)
     scale = variance + epsilon * variance.mean()
-    return torch.where(scale > 0, squares / scale, torch.zeros_like(squares)).mean(dim=1)
+    return torch.where(scale >= STILL, squares / scale, torch.zeros_like(squares)).mean(dim=1)
 
 
 def activation_weights(queries: Tensor) -> Tensor:

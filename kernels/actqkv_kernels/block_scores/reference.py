@@ -11,7 +11,7 @@ def block_scores(probe: Tensor, representatives: Tensor, kind: str) -> Tensor:
     keys = representatives.float()
     grouped = probe.float().view(kv_heads, -1, dim)
     # A representative stands once for every query head of its group, so the group's probes can be summed first.
-    dot = keys.view(blocks * reps, kv_heads * dim) @ grouped.sum(dim=1).view(-1)
+    dot = keys.reshape(blocks * reps, kv_heads * dim) @ grouped.sum(dim=1).view(-1)
     if kind == "cosine":
         norm = keys.square().sum(dim=(2, 3)).mul(grouped.shape[1]).sqrt().view(-1) * probe.float().norm()
         scores = dot / norm.clamp(min=torch.finfo(torch.float32).tiny)

@@ -2,18 +2,32 @@
 
 from torch import Tensor
 
+from actqkv_kernels.backend import Backend, runs_triton
 from actqkv_kernels.budget_shares import reference
 
+_LAYERS, _TOTAL = 1024, 2**33  # what the kernel's whole numbers of 64 bits hold
 
-def budget_shares(densities: Tensor, mean_blocks: int, most: int, least: int | None = None) -> Tensor:
+
+def budget_shares(
+    densities: Tensor, mean_blocks: int, most: int, least: int | None = None, backend: Backend = "auto"
+) -> Tensor:
     """Share `mean_blocks * L` blocks over L layers in proportion to density (ActQKV, dynamic KV cut-off).
 
-    densities: `(L,)`, >= 0. Each share lies within [mean/2, 2 * mean], and at most `most` (the blocks there are);
-    least: another lower end, or the mean where that is less. The shares sum to `min(mean_blocks, most) * L` exactly
-    (largest remainder). Returns `(L,)` int64 on the CPU.
+    densities: `(L,)`, >= 0; what is no finite number counts as 0. Each share lies within [mean/2, 2 * mean], and at
+    most `most` (the blocks there are); least: another lower end, or the mean where that is less. The shares sum to
+    `min(mean_blocks, most) * L` exactly (largest remainder, the lower layer where equal). Returns `(L,)` int64 on the
+    densities' device.
     """
     if densities.ndim != 1 or densities.numel() == 0:
         raise ValueError(f"densities must be (L,) with L > 0, got {tuple(densities.shape)}")
     if mean_blocks < 0 or most < 0 or (least is not None and least < 0):
         raise ValueError("blocks must not be negative")
-    return reference.budget_shares(densities, mean_blocks, most, least)
+    layers, mean = densities.numel(), min(mean_blocks, most)
+    low = (mean + 1) // 2 if least is None else min(least, mean)
+    high = min(2 * mean, most)
+    unfit = "" if layers <= _LAYERS and mean * layers < _TOTAL else f"{mean * layers} blocks of {layers} layers"
+    if runs_triton(backend, "budget_shares", densities.device, unfit):
+        from actqkv_kernels.budget_shares import kernel
+
+        return kernel.budget_shares(densities, mean * layers, low, high)
+    return reference.budget_shares(densities, mean * layers, low, high)

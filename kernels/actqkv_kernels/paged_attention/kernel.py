@@ -59,14 +59,17 @@ def _query(
 
 @triton.jit
 def _key(
-    p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, i_head, i_h,
+    p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, last, i_head, i_h,
     stride_page, stride_kv, stride_scale_page,
     PAGE: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BITS: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
-    """Keys i_n of a side, rotated, in two halves (N, half) fp32; their positions, slots, and rows in a page (N,)."""
+    """Keys i_n of a side, rotated, in two halves (N, half) fp32; their positions, slots, and rows in a page (N,).
+
+    Those behind position `last` are not read: they may not have been written yet.
+    """
     b_position = tl.load(p_positions + i_n, mask=i_n < n_keys, other=-1)
     b_slot = tl.load(p_slots + i_n // PAGE, mask=i_n < n_keys, other=0).to(tl.int64)
-    seen = (b_position >= 0)[:, None]
+    seen = ((b_position >= 0) & (b_position <= last))[:, None]
     i_row = i_n % PAGE
     width: tl.constexpr = HALF if BITS == 4 else 2 * HALF
     p_row = p_keys + (b_slot * stride_page + i_head * stride_kv + i_row * width)[:, None]
@@ -110,21 +113,23 @@ def _attend_side(
     DOT: tl.constexpr, SOFTCAP: tl.constexpr, SLIDING: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax (FlashAttention, arXiv 2205.14135, algorithm 1) over tiles of one side's keys."""
+    last = tl.max(b_where, 0)
     for tile in range(first_tile, end_tile):
         i_n = tile * N + tl.arange(0, N)
         b_low, b_high, b_position, b_slot, i_row = _key(
-            p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, i_head, i_h,
+            p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, last, i_head, i_h,
             stride_page, stride_kv, stride_scale_page, PAGE, HALF, FULL, BITS, ROTATE,
         )  # fmt: skip
         # Before the scores: their values are then under way while the scores are computed.
-        seen = (b_position >= 0)[:, None]
+        there = (b_position >= 0) & (b_position <= last)
+        seen = there[:, None]
         width: tl.constexpr = HALF if BITS == 4 else 2 * HALF
         p_row = p_values + (b_slot * stride_value_page + i_head * stride_value_kv + i_row * width)[:, None]
         b_v_low, b_v_high = _halves(p_row, seen, i_h, HALF, FULL, BITS)
         if BITS < 16:
             p_scale = p_value_scales + ((b_slot * tl.num_programs(1) + i_head) * PAGE + i_row) * 2
-            b_least = tl.load(p_scale, mask=b_position >= 0, other=0).to(tl.float32)[:, None]
-            b_step = tl.load(p_scale + 1, mask=b_position >= 0, other=0).to(tl.float32)[:, None]
+            b_least = tl.load(p_scale, mask=there, other=0).to(tl.float32)[:, None]
+            b_step = tl.load(p_scale + 1, mask=there, other=0).to(tl.float32)[:, None]
             b_v_low, b_v_high = b_v_low * b_step + b_least, b_v_high * b_step + b_least
         b_s = _scores(
             b_low,
@@ -281,7 +286,7 @@ def _receive(
     i_h = tl.arange(0, H_TILE)
     n_keys = tl.load(p_count) * PAGE
     b_low, b_high, b_position, _, _ = _key(
-        p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, i_head, i_h,
+        p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, 2147483647, i_head, i_h,
         stride_page, stride_kv, stride_scale_page, PAGE, HALF, FULL, BITS, ROTATE_KEYS,
     )  # fmt: skip
     b_mass = tl.zeros((N,), tl.float32)

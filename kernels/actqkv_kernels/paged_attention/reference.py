@@ -28,8 +28,9 @@ def paged_attention(
         there = torch.arange(len(side.slots), device=query.device) < side.count
         position = torch.where(there[:, None], side.positions, -1).flatten()  # (n b,)
         slots = torch.where(there, side.slots, 0)
-        key = _gathered(keys, dequantize_channels, slots, position >= 0)  # (Hkv, n b, d)
-        value = _gathered(values, dequantize_rows, slots, position >= 0)
+        written = (position >= 0) & (position <= where.max())
+        key = _gathered(keys, dequantize_channels, slots, written)  # (Hkv, n b, d)
+        value = _gathered(values, dequantize_rows, slots, written)
         q = query.float()
         if rotation is not None:
             q, key = rotated(q, where, rotation), rotated(key, position.clamp(min=0), rotation)

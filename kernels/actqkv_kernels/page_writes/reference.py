@@ -1,0 +1,18 @@
+"""The definition."""
+
+import torch
+from torch import Tensor
+
+from actqkv_kernels.representatives.reference import mean_representatives
+
+
+def write_pages(
+    key: Tensor, value: Tensor, pages: Tensor, slots: Tensor, offset: int | Tensor, representatives: Tensor | None
+) -> None:
+    size, window = pages.shape[-2], key.shape[1]
+    places = offset + torch.arange(window, device=pages.device)
+    pages[slots[places // size].long(), :, :, places % size] = torch.stack([key, value]).permute(2, 0, 1, 3)
+    if representatives is not None:
+        tokens = (window - torch.arange(0, window, size, device=pages.device)).clamp(max=size)
+        written = slots[: len(tokens)].long()
+        representatives[written] = mean_representatives(pages[written, 0], tokens)[:, 0]
