@@ -40,6 +40,7 @@ class BlockPool:
         self._block_in = np.full((layers, 0), -1, np.int32)
         self._used = np.zeros((layers, 0), np.int64)
         self._held = np.zeros((layers, 0), np.int32)
+        self._tables: dict[int, Tensor] = {}
         self._clock = 0
         self._coming: dict[int, tuple[_Numbers, Future[_Read]]] = {}
 
@@ -47,6 +48,7 @@ class BlockPool:
     def _capacity(self) -> int:
         return self._used.shape[1]
 
+    @torch.inference_mode(False)  # what is made within it can only be written to within it
     def reserve(self, capacity: int) -> None:
         """Keep at least so many blocks of each layer from now on."""
         more = ((0, 0), (0, capacity - self._capacity))
@@ -59,6 +61,7 @@ class BlockPool:
                     grown[: len(pages)] = pages
                     self._pages[layer] = grown
 
+    @torch.inference_mode(False)
     def pages(self, layer: int) -> Tensor:
         """All pages of a layer, `(P, 2, Hkv, b, d)`: keys, un-rotated, then values. A `reserve` replaces them."""
         pages = self._pages[layer]
@@ -67,6 +70,17 @@ class BlockPool:
             shape = (self._capacity, *none.shape[1:])
             pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
         return pages
+
+    def has(self, layer: int, ids: Tensor) -> bool:
+        """Whether blocks `ids` (int64, on the CPU) all are in pages."""
+        return bool((self._page_of[layer, ids.numpy()] >= 0).all())
+
+    @torch.inference_mode(False)
+    def table(self, layer: int) -> Tensor:
+        """The page of each block, -1 for none: int32 `(blocks,)` on the device, kept up to date."""
+        if layer not in self._tables:
+            self._tables[layer] = torch.from_numpy(self._page_of[layer]).to(self.device, copy=True)
+        return self._tables[layer]
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:
         """Begin to read what `bring` will soon be asked for, while other layers compute."""
@@ -125,7 +139,8 @@ class BlockPool:
         states, arrived = read
         new = self._free(layer, len(ids))
         self._forget(layer, new)
-        self._block_in[layer, new], self._page_of[layer, ids] = ids, new
+        self._block_in[layer, new] = ids
+        self._place(layer, ids, new)
         if arrived is not None:
             torch.cuda.current_stream().wait_event(arrived)
             states.record_stream(torch.cuda.current_stream())
@@ -143,8 +158,14 @@ class BlockPool:
     def _forget(self, layer: int, pages: _Numbers) -> None:
         """Whatever blocks were in these pages are no longer there."""
         before = self._block_in[layer, pages]
-        self._page_of[layer, before[before >= 0]] = -1
+        self._place(layer, before[before >= 0], np.int32(-1))
         self._block_in[layer, pages] = -1
+
+    def _place(self, layer: int, ids: _Numbers, pages: _Numbers | np.int32) -> None:
+        self._page_of[layer, ids] = pages
+        if layer in self._tables:
+            where = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+            self._tables[layer][where] = torch.from_numpy(self._page_of[layer, ids]).to(self.device)
 
 
 class Hold:

@@ -5,24 +5,27 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from actqkv_cli.engine.blocks import BlockPool, Hold
 from actqkv_cli.engine.layer import Positions, Select
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
-from actqkv_cli.retrieval.policy import Selection
+from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy, Selection
 from actqkv_kernels import PageList, paged_attention, write_pages
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a decoding step stands, on the device, so that a recorded step can be played again.
+    """Where a recorded decoding step stands, on the device.
 
-    offset: int32 `()`, tokens fed before; query_positions: int32 `(2, 1)`, of the token that is fed.
+    offset: int32 `()`, tokens fed before; query_positions: int32 `(2, 1)`, of the token that is fed; chosen: int32
+    `(most,)`, the blocks that the step selected, then -1.
     """
 
     offset: Tensor
     query_positions: Tensor
+    chosen: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class _Pages:
 class PagedLayer:
     """See `LayerAttention`, whose methods and attributes these are.
 
-    moment: set while decoding steps are recorded and played; what is fed then stands where it says.
+    recording: whether a step is recorded or played (`engine.recorded`): then no number of the host may matter. selects:
+    whether it selects anew.
     """
 
     def __init__(
@@ -60,11 +64,11 @@ class PagedLayer:
         self._position = -1
         self.document_near = self.far_tokens = 0
         self.want_mass = False
-        self.moment: Moment | None = None
+        self.recording = self.selects = False
         self._mass = torch.empty(0)  # (Hkv, F + N, b), of the last call
 
     def begin(self, position: int, room: int) -> None:
-        self._fed_count = 0
+        self.fed_count = 0
         if position != self._position:
             self._position = position
             layout = self._layout
@@ -75,19 +79,23 @@ class PagedLayer:
             self._fed = self._lease(0)
             self._sink = torch.arange(layout.sink_blocks(position))
             self._chosen: Selection | None = None
+            self._played: tuple[Tensor, Hold] | None = None  # what a recorded step chose
             self._far: list[_Pages] = []
+            self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self._pool.device)
             self.far_tokens = 0
         self._make_room(room)
 
     @property
     def chosen_blocks(self) -> Tensor:
+        if self._played is not None:
+            return self._played[0]
         return self._sink[:0] if self._chosen is None else self._chosen.blocks
 
     @property
     def fed(self) -> Tensor:
         pages = self._pool.pages(self._layer)
         states = pages[self._fed.pages.to(pages.device)]  # (n, 2, Hkv, b, d)
-        return states.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self._fed_count]
+        return states.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.fed_count]
 
     def document_mass(self, tokens: int) -> Tensor:
         received = self._mass.sum(dim=0).flatten()
@@ -100,34 +108,34 @@ class PagedLayer:
     @property
     def near_mass(self) -> Tensor:
         near = self._mass[:, sum(len(part.pages) for part in self._far) :].flatten(1)
-        return near[:, : self.document_near + self._fed_count]
+        return near[:, : self.document_near + self.fed_count]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-        start, window = self._fed_count, key.shape[1]
-        if self.moment is None:
+        start, window = self.fed_count, key.shape[1]
+        offset: int | Tensor
+        if self.recording:
+            base, offset, where = self._near_key, self._moment.offset, self._moment.query_positions
+            if self.selects:
+                self._choose(query)
+        else:
             self._make_room(start + window)
-            self._fed_count += window
+            self.fed_count += window
             self._bring(self._select(self._layer, query))
-        base = self._near_base()
-        far, near = self._far_list, self._list_near(base)
-        pages = self._pool.pages(self._layer)
-        if self.moment is None:
+            base, offset = self._near_base(), start
             first = base + self.document_near + start
             where = _query_positions(first, window, self._far_query_position, query.device)
-            offset: int | Tensor = start
-        else:
-            where, offset = self.moment.query_positions, self.moment.offset
+        near = self._list_near(base)
+        pages = self._pool.pages(self._layer)
         write_pages(key, value, pages, near.slots[len(self._local.pages) :], offset)
-        stop = max(base + near.positions.numel(), self._layout.local + 1)
         result = paged_attention(
             query,
             pages[:, 0],
             pages[:, 1],
-            far,
+            self._far_list,
             near,
             where,
             scaling=call.scaling,
-            rotation=self._rotary.halves(stop) if call.rotates else None,
+            rotation=self._rotary.halves(self._last_position(base)) if call.rotates else None,
             sliding_window=call.sliding_window,
             want_mass=self.want_mass,
         )
@@ -135,14 +143,68 @@ class PagedLayer:
             self._mass = result.mass
         return result.out
 
-    def next_moment(self) -> Tensor:
+    def next_positions(self) -> Tensor:
         """Query positions `(2, 1)` of the next token that is fed."""
-        first = self._near_base() + self.document_near + self._fed_count
+        first = self._near_base() + self.document_near + self.fed_count
         return _query_positions(first, 1, self._far_query_position, self._pool.device)
 
-    def played(self, tokens: int) -> None:
-        """So many tokens were fed by playing a recorded step."""
-        self._fed_count += tokens
+    @property
+    def pace(self) -> Tensor:
+        """By how much query positions `(2, 1)` differ from one token to the next."""
+        far = 1 if self._far_query_position is None else 0
+        return torch.tensor([[far], [1]], dtype=torch.int32, device=self._pool.device)
+
+    @property
+    def simple(self) -> bool:
+        """Whether a block's positions depend on nothing but the block."""
+        return self._gaps is None and self._positions != "compact"
+
+    def record(self, moment: Moment, policy: RetrievalPolicy) -> None:
+        """Make ready for recorded steps: what they read has one place from now on."""
+        self._moment, self._policy = moment, policy
+        self._list_near(self._near_base())
+        if not isinstance(policy, PerToken):
+            return
+        most = len(moment.chosen)
+        self._pool.reserve(4 * most)
+        far, sinks = self._far_list, len(self._sink)
+        extra = sinks + most - len(far.slots)
+        self._far_list = PageList(
+            pad(far.slots, (0, extra)), pad(far.positions, (0, 0, 0, extra), value=-1), far.count, far.as_stored
+        )
+        self._far_list.count.fill_(sinks + most)
+        self._table = self._pool.table(self._layer)
+
+    def reads(self) -> tuple[Tensor, ...]:
+        """What a recorded step reads besides its moment."""
+        return (self._pool.pages(self._layer), *self._rotary.halves(self._last_position(self._near_base())))
+
+    def can_play(self, reads: tuple[Tensor, ...]) -> bool:
+        """Whether there is room for one more token, and pages and lists are where they were."""
+        room = self._fed.places.numel() - self.fed_count
+        return room > 0 and self._pool.pages(self._layer) is reads[0]
+
+    def _choose(self, query: Tensor) -> None:
+        """Select on the device, and list what of it is in the pool."""
+        assert isinstance(self._policy, PerToken)
+        ids = self._policy.choose(self._layer, query).ids
+        self._moment.chosen.copy_(ids)
+        page = self._table[ids.clamp(min=0)]
+        there = (ids >= 0) & (page >= 0)
+        size, sinks = self._layout.block_size, len(self._sink)
+        places = torch.zeros((), dtype=torch.int32, device=ids.device)
+        if self._positions == "original":
+            places = ids[:, None] * size + torch.arange(size, dtype=torch.int32, device=ids.device)
+        self._far_list.slots[sinks:] = torch.where(there, page, 0)
+        self._far_list.positions[sinks:] = torch.where(there[:, None], places, -1)
+
+    def bring_chosen(self, ids: Tensor) -> bool:
+        """Have what a recorded step chose, int64 `(n,)` on the CPU, in the pool. Returns whether it was there."""
+        there = self._pool.has(self._layer, ids)
+        pages = self._pool.bring(self._layer, ids)
+        self._played = ids, self._pool.hold(self._layer, pages)
+        self.far_tokens = (len(self._sink) + len(ids)) * self._layout.block_size
+        return there
 
     @property
     def _far_query_position(self) -> int | None:
@@ -155,6 +217,11 @@ class PagedLayer:
             return self.near_first
         return self.far_tokens if self._positions == "compact" else 0
 
+    def _last_position(self, base: int) -> int:
+        """Behind all positions that queries and keys may have."""
+        near = self._local.places.numel() + self._fed.places.numel()
+        return max(base + near, self._layout.local) + 1
+
     def _make_room(self, tokens: int) -> None:
         """Pages for so many fed tokens."""
         size, have = self._layout.block_size, len(self._fed.pages)
@@ -163,7 +230,7 @@ class PagedLayer:
             pages = torch.cat([self._fed.pages, more.pages])
             places = self._position + torch.arange(len(pages) * size).view(-1, size)
             self._fed = _Pages(pages, places, (*self._fed.holds, *more.holds))
-            self._near_key: int | None = None
+            self._near_key = -1  # neither list is of these pages
 
     def _lease(self, count: int) -> _Pages:
         pages, hold = self._pool.lease(self._layer, count)
@@ -186,11 +253,12 @@ class PagedLayer:
         before = self._chosen
         if (
             before is not None
+            and self._played is None
             and torch.equal(selected.blocks, before.blocks)
             and torch.equal(selected.tokens, before.tokens)
         ):
             return
-        self._chosen = selected
+        self._chosen, self._played = selected, None
         self._far = [self._of_blocks(torch.cat([self._sink, selected.blocks]))]
         if len(selected.tokens):
             self._far.append(self._of_tokens(selected))

@@ -15,6 +15,7 @@ from actqkv_cli.engine.context import Context, Source, context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.layers import Layer, make_layers, paged
 from actqkv_cli.engine.layout import Layout
+from actqkv_cli.engine.recorded import RecordedStep, recordable
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
 from actqkv_cli.retrieval.policies import make_policy
@@ -141,6 +142,9 @@ class Session:
         """Feed every run its next token; each then has the logits of the one after it."""
         for run in runs:
             run.policy.begin("decode")
+        if len(runs) == 1 and (logits := runs[0].play(tokens[0])) is not None:
+            runs[0].logits = logits
+            return
         ids = torch.tensor(tokens, device=self.model.device)[:, None]
         for run, logits in zip(runs, self.forward(runs, ids), strict=True):
             run.logits = logits[-1]
@@ -184,6 +188,7 @@ class Run:
         self.scout_seconds = 0.0
         self._session = session
         self._room = room + len(question.ids)
+        self._recorded: RecordedStep | None = None
         self.logits = self.ranking = torch.empty(0)
 
     def begin(self, step: Literal["scout", "question"]) -> list[Layer]:
@@ -230,6 +235,18 @@ class Run:
         """Feed one token; returns (and keeps) the next token's logits `(V,)` fp32."""
         self._session.step([self], [token])
         return self.logits
+
+    def play(self, token: int) -> Tensor | None:
+        """Feed a token by a recorded step: the next one's logits `(V,)`, or None where that cannot be."""
+        with torch.inference_mode():
+            if self._recorded is None or not self._recorded.fits():
+                self._recorded = RecordedStep(self._session, self) if recordable(self) else None
+            if self._recorded is None or not self._recorded.fits():
+                return None
+            logits = self._recorded.step(token)
+        if logits is None:
+            self._recorded = None
+        return logits
 
     @property
     def attended_tokens(self) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.store.manifest import RetrievalHead
+from actqkv_kernels import TopBlocks, top_blocks
 
 Step = Literal["scout", "question", "decode"]
 
@@ -133,8 +134,56 @@ class Unforeseen:
         return torch.empty(0, dtype=torch.int64)
 
 
+class PerToken(Unforeseen):
+    """A policy by which every layer selects anew for each token, or, with the option `every4` or `every16`, for each
+    fourth or sixteenth. What it selects can stay on the device."""
+
+    scout_layers = 0
+    settled = False
+    EVERY = frozenset({"every4", "every16"})
+
+    def __init__(self, task: Task, options: Sequence[str] = ()) -> None:
+        self.task = task
+        self._every = next((int(option.removeprefix("every")) for option in options if option in self.EVERY), 1)
+        self._token = -1
+        self.chosen: dict[int, Tensor] = {}  # by layer, what it selected last
+
+    def begin(self, step: Step) -> None:
+        self._token = self._token + 1 if step == "decode" else -1
+
+    @property
+    def selects(self) -> bool:
+        """Whether layers select anew in the step that began."""
+        return self._token % self._every == 0 or self._token < 0
+
+    def scores(self, layer: int, queries: Tensor) -> Tensor:
+        """The candidates' scores `(C,)` fp32, for queries `(H, W, d)`."""
+        raise NotImplementedError
+
+    def blocks(self, layer: int) -> int | Tensor:
+        """How many blocks the layer may have: a number, or `()` integer on the device."""
+        return self.task.blocks
+
+    def most(self) -> int:
+        """How many blocks a layer has at most."""
+        return min(self.task.blocks, len(self.task.candidates))
+
+    def choose(self, layer: int, queries: Tensor) -> TopBlocks:
+        """As `select`, and nothing waits for the device."""
+        return top_blocks(self.scores(layer, queries), self.blocks(layer), self.task.candidates.start, self.most())
+
+    def select(self, layer: int, queries: Tensor) -> Tensor:
+        if self.selects or layer not in self.chosen:
+            chosen = self.choose(layer, queries)
+            self.chosen[layer] = chosen.ids[chosen.ids >= 0].long().cpu()
+        return self.chosen[layer]
+
+    def ranking(self, mass: Tensor) -> Tensor:
+        return mass
+
+
 def best(scores: Tensor, count: int, first: int) -> Tensor:
     """Ids of the `count` best of the candidates, ascending, on the CPU. scores: `(C,)`, from block `first` on."""
     if count >= scores.numel():
         return torch.arange(first, first + scores.numel())
-    return scores.topk(count).indices.sort().values.cpu() + first
+    return top_blocks(scores.float(), count, first).ids.long().cpu()

@@ -126,7 +126,8 @@ def test_an_unknown_policy_is_refused(name: str) -> None:
         ("acre:layer:uniform", "uniform", ["layer", "mean", "attended"]),
         ("heads:", "", ["uniform"]),
         ("actqkv:mean:", "", ["mean", "uniform"]),
-        ("quest:layer", "layer", ["none"]),
+        ("quest:layer", "layer", ["every4", "every16"]),
+        ("streaming:layer", "layer", ["none"]),
         ("full:full", "full", ["none"]),
     ],
 )

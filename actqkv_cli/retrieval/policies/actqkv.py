@@ -3,7 +3,8 @@
 The paper gives more blocks to layers of flat scores. Measured, that loses to an even split, and the reverse wins: a
 layer that tells blocks apart has use for more of them. So the shares follow sharpness, one less the density.
 
-Options, for ablation: `mean` retrieves by the mean query instead, `uniform` shares the budget evenly.
+Options, for ablation: `mean` retrieves by the mean query instead, `uniform` shares the budget evenly. `every4` and
+`every16` select anew only for each fourth or sixteenth token of an answer.
 """
 
 from typing import Literal
@@ -11,41 +12,41 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task, Unforeseen, best
+from actqkv_cli.retrieval.policy import PerToken, Step, Task, best
 from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
-OPTIONS = frozenset({"mean", "uniform"})
+OPTIONS = frozenset({"mean", "uniform"}) | PerToken.EVERY
 NEEDS = ("representatives",)
 _LEAST_SHARPNESS = 0.02  # no layer's weight is nothing
 
 
-class Policy(Unforeseen):
-    scout_layers = 0
-    settled = False
-
+class Policy(PerToken):
     def __init__(self, task: Task, *options: str) -> None:
-        self._task = task
+        super().__init__(task, options)
         self._options = options
-        layers = len(task.resident.representatives)
-        self.densities = torch.zeros(layers)
-        self._blocks = [task.blocks] * layers
+        representatives = task.resident.representatives
+        self.densities = torch.zeros(len(representatives), device=representatives.device)
+        self._shares = torch.full((len(representatives),), task.blocks, device=representatives.device)
 
     def begin(self, step: Step) -> None:
         """A decoding step shares out the budget by the densities of the step before it; a question, evenly."""
-        if step == "decode" and "uniform" not in self._options:
+        super().begin(step)
+        if step == "decode" and self.selects and "uniform" not in self._options:
             sharpness = 1 - self.densities + _LEAST_SHARPNESS
-            shares = budget_shares(sharpness, self._task.blocks, len(self._task.candidates))
-            self._blocks = shares.tolist()
+            self._shares.copy_(budget_shares(sharpness, self.task.blocks, len(self.task.candidates)))
 
-    def select(self, layer: int, queries: Tensor) -> Tensor:
-        task = self._task
+    def scores(self, layer: int, queries: Tensor) -> Tensor:
+        task = self.task
         probe = queries.float().mean(dim=1) if "mean" in self._options else activation_probe(queries)
         scores = candidate_scores(probe, task.resident.representatives[layer], task.candidates, task.score)
         self.densities[layer] = density(scores)
-        return best(scores, self._blocks[layer], task.candidates.start)
+        return scores
 
-    def ranking(self, mass: Tensor) -> Tensor:
-        return mass
+    def blocks(self, layer: int) -> Tensor:
+        return self._shares[layer]
+
+    def most(self) -> int:
+        return min(2 * self.task.blocks, len(self.task.candidates))
 
 
 def candidate_scores(

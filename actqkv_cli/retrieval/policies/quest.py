@@ -6,27 +6,18 @@ a layer's heads, and no layer is left dense, so that the budget is that of the o
 
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task, Unforeseen, best
+from actqkv_cli.retrieval.policy import PerToken, Task
 from actqkv_kernels import bound_scores
 
+OPTIONS = PerToken.EVERY
 NEEDS = ("bounds",)
 
 
-class Policy(Unforeseen):
-    scout_layers = 0
-    settled = False
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
+class Policy(PerToken):
+    def __init__(self, task: Task, *options: str) -> None:
+        super().__init__(task, options)
         self._bounds = task.resident.method("bounds")
 
-    def begin(self, step: Step) -> None:
-        pass
-
-    def select(self, layer: int, queries: Tensor) -> Tensor:
-        candidates = self._task.candidates
-        bounds = self._bounds[layer, candidates.start : candidates.stop]
-        return best(bound_scores(queries, bounds), self._task.blocks, candidates.start)
-
-    def ranking(self, mass: Tensor) -> Tensor:
-        return mass
+    def scores(self, layer: int, queries: Tensor) -> Tensor:
+        candidates = self.task.candidates
+        return bound_scores(queries, self._bounds[layer, candidates.start : candidates.stop])
