@@ -14,7 +14,7 @@ from actqkv_cli.engine.layout import Layout
 from actqkv_cli.store.blocks import BlockFiles
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
-from actqkv_kernels import anchor_representatives, mean_representatives
+from actqkv_kernels import anchor_representatives, write_pages
 
 ReadBlocks = Callable[[int, Tensor], Tensor]
 """(layer, ascending ids) -> `(n, 2, Hkv, b, d)` on the CPU, from disk."""
@@ -194,7 +194,8 @@ class GrowingBlocks:
     """The blocks of a document that is being read: the newest in memory, the rest in segments on disk.
 
     A block's representative is settled when it leaves the local window, a segment is written when all its blocks
-    are settled. Memory holds one segment, a local window and a window, whatever the document's length.
+    are settled, while the next windows are read. Memory holds two segments, a local window and a window, whatever the
+    document's length.
     """
 
     def __init__(
@@ -222,6 +223,11 @@ class GrowingBlocks:
             (geometry.layers, in_memory if self._anchor else 0, geometry.kv_heads, geometry.block_size),
             device=device,
         )
+        self._means = torch.zeros(
+            (geometry.layers, 0 if self._anchor else in_memory, *shape), dtype=dtype, device=device
+        )
+        self._leaving: Tensor | None = None  # the segment that is being written: (L, n, 2, Hkv, b, d)
+        self._writing: Future[None] | None = None
         self._first = self._settled = sum(segment.blocks for segment in writer.segments)
         done = 0
         for number, segment in enumerate(writer.segments):
@@ -232,7 +238,9 @@ class GrowingBlocks:
             done = now.stop
 
     def close(self) -> None:
-        """Close the segments that were read."""
+        """Have the last segment written, and close those that were read."""
+        if self._writing is not None:
+            self._writing.exception()  # it was raised by `advance`, or something else is being raised
         self._files.close()
 
     @property
@@ -241,26 +249,24 @@ class GrowingBlocks:
         return min(self._first * self._geometry.block_size, self._tokens)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        on_disk = int((ids < self._first).sum())
-        newest = self._pending[layer, (ids[on_disk:] - self._first).to(self._pending.device)]
-        if not on_disk:
-            return newest
-        oldest = self.disk.blocks(layer, ids[:on_disk])
-        return torch.cat([oldest, newest]) if len(newest) else oldest
+        """See `BlockSource`."""
+        leaving = self._first - (0 if self._leaving is None else self._leaving.shape[1])
+        borders = torch.searchsorted(ids, torch.tensor([leaving, self._first]))
+        oldest, left, newest = ids.tensor_split(borders)
+        found = [self.disk.blocks(layer, oldest)] if len(oldest) else []
+        if self._leaving is not None and len(left):
+            found.append(self._leaving[layer, (left - leaving).to(self._leaving.device)])
+        if len(newest) or not found:
+            found.append(self._pending[layer, (newest - self._first).to(self._pending.device)])
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def append(self, layer: int, position: int, key: Tensor, value: Tensor) -> None:
         """Keep a window's keys and values `(Hkv, W, d)`; it begins at token `position`, at a block's start."""
-        size = self._geometry.block_size
-        first = position // size - self._first
-        whole, rest = divmod(key.shape[1], size)
-        for kind, states in enumerate((key, value)):
-            target = self._pending[layer, :, kind]
-            if whole:
-                blocks = states[:, : whole * size].unflatten(1, (whole, size))
-                target[first : first + whole] = blocks.transpose(0, 1)
-            if rest:
-                target[first + whole] = 0
-                target[first + whole, :, :rest] = states[:, whole * size :]
+        first = position // self._geometry.block_size - self._first
+        count = -(-key.shape[1] // self._geometry.block_size)
+        slots = torch.arange(first, first + count, device=key.device)
+        means = None if self._anchor else self._means[layer]
+        write_pages(key, value, self._pending[layer], slots, 0, means)
 
     def add_mass(self, layer: int, position: int, mass: Tensor) -> None:
         """Add attention that keys received, `(Hkv, n)` fp32, from token `position` on, at a block's start."""
@@ -277,6 +283,8 @@ class GrowingBlocks:
         size = self._geometry.segment_blocks
         while self._settled - self._first >= size or (finished and self._first < self.total_blocks):
             self._write(min(size, self._settled - self._first))
+        if finished:
+            self._written()
 
     def _settle(self, end: int) -> None:
         begin, size = self._settled, self._geometry.block_size
@@ -291,7 +299,7 @@ class GrowingBlocks:
             mass = self._mass[:, ours].masked_fill(~real[:, None], float("-inf"))
             self.representatives[:, begin:end] = anchor_representatives(keys, mass)
         else:
-            self.representatives[:, begin:end] = mean_representatives(keys, tokens)
+            self.representatives[:, begin:end, 0] = self._means[:, ours]
         self._settled = end
 
     def _tokens_of(self, blocks: slice) -> Tensor:
@@ -300,13 +308,44 @@ class GrowingBlocks:
         return (self._tokens - torch.arange(blocks.start, blocks.stop) * size).clamp(max=size)
 
     def _write(self, count: int) -> None:
-        layers = [layer[:count].cpu() for layer in self._pending]
-        self._writer.write_segment(layers, self.representatives[:, self._first : self._first + count].cpu())
-        for kept in (self._pending, self._mass) if self._anchor else (self._pending,):
+        self._written()
+        self._leaving = self._pending[:, :count].clone()
+        representatives = self.representatives[:, self._first : self._first + count].clone()
+        self._writing = _segment_writer().submit(self._write_segment, self._leaving, representatives, self._done())
+        for kept in (self._pending, self._mass if self._anchor else self._means):
             left = kept.shape[1] - count
             kept[:, :left] = kept[:, count:].clone()
             kept[:, left:] = 0
         self._first += count
+
+    def _written(self) -> None:
+        """Wait until the segment before is on the disk. Raises what writing it raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+            self._leaving = None
+
+    def _write_segment(self, blocks: Tensor, representatives: Tensor, done: torch.cuda.Event | None) -> None:
+        """Blocks `(L, n, 2, Hkv, b, d)` go to the host on a stream of their own, and from there to the disk."""
+        if done is None:
+            self._writer.write_segment(list(blocks), representatives)
+            return
+        with torch.cuda.stream(_copies(blocks.device)):
+            torch.cuda.current_stream().wait_event(done)
+            host = [torch.empty_like(part, device="cpu", pin_memory=True) for part in (blocks, representatives)]
+            for ours, theirs in zip(host, (blocks, representatives), strict=True):
+                ours.copy_(theirs, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+        self._writer.write_segment(list(host[0]), host[1])
+
+    def _done(self) -> torch.cuda.Event | None:
+        """When all that was asked of a GPU so far is done."""
+        return torch.cuda.current_stream().record_event() if self._pending.is_cuda else None
+
+
+@functools.cache
+def _segment_writer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="actqkv-write")
 
 
 def tokens_at(blocks: Tensor, places: Tensor) -> Tensor:

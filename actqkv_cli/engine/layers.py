@@ -1,22 +1,28 @@
 """Which implementation of a layer's attention runs: on gathered tensors, or by the kernels on pages in place."""
 
+from typing import get_args
+
 from torch import Tensor
 
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.layer import LayerAttention, Positions, Select
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.paged_layer import PagedLayer
+from actqkv_cli.errors import UsageError
 from actqkv_cli.model.attention import Rotary
 from actqkv_kernels import Workspace
-from actqkv_kernels.backend import runs_triton
+from actqkv_kernels.backend import VARIABLE, Backend, BackendUnavailable, runs_triton
 
 Layer = LayerAttention | PagedLayer
 
 
 def paged(rotary: Rotary) -> bool:
-    """Whether the kernels run, for a model with this rotation. Raises BackendUnavailable if they must and cannot."""
+    """Whether the kernels run, for a model with this rotation. Raises UsageError if they must and cannot."""
     unfit = "" if rotary.in_halves else "this model's rotary positions do not turn a head's halves"
-    return runs_triton("auto", "attention over pages", rotary.device, unfit)
+    try:
+        return runs_triton("auto", "attention over pages", rotary.device, unfit)
+    except (BackendUnavailable, ValueError) as error:
+        raise UsageError(str(error), f"{VARIABLE} is one of {', '.join(get_args(Backend))}") from error
 
 
 def make_layers(

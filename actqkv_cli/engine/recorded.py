@@ -40,7 +40,9 @@ class RecordedStep:
 
     def fits(self) -> bool:
         """Whether there is room for a token, and all is as the last step left it."""
-        return self._layers[0].fed_count == self._fed and all(layer.can_play(reads) for layer, reads in zip(self._layers, self._kept, strict=True))
+        return self._layers[0].fed_count == self._fed and all(
+            layer.can_play(reads) for layer, reads in zip(self._layers, self._kept, strict=True)
+        )
 
     def step(self, token: int) -> Tensor | None:
         """Logits `(V,)` fp32 after a token, for which the policy has begun its step. None: it has to be fed without a

@@ -27,7 +27,7 @@ def runs_triton(backend: Backend, operation: str, device: torch.device, unfit: s
     if backend == "auto":
         backend = os.environ.get(VARIABLE, "auto")  # type: ignore[assignment]  # checked below
     if backend not in get_args(Backend):
-        raise ValueError(f"a backend is one of {', '.join(get_args(Backend))}, got {backend!r}")
+        raise ValueError(f"there is no backend {backend!r}: it is one of {', '.join(get_args(Backend))}")
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return False
     reason = unfit or triton_missing(device)
