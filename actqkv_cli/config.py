@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -32,6 +32,12 @@ def _duration(value: object) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+def _window(tokens: int) -> int:
+    if tokens not in (128, 256, 512, 1024, 2048, 4096):  # whole blocks, of which a segment is a multiple
+        raise ValueError(f"a window is 128, 256, 512, 1024, 2048 or 4096 tokens, not {tokens}")
+    return tokens
+
+
 class Settings(BaseSettings):
     """Sizes in bytes or tokens as named; `home` holds documents, `cache` models and their calibration."""
 
@@ -45,6 +51,7 @@ class Settings(BaseSettings):
     offline: bool = False
     disk_limit: ByteSize | None = None  # of the whole library
     budget: int | None = Field(default=None, ge=576, le=1 << 20)  # tokens
+    window: Annotated[int, AfterValidator(_window)] = 512  # tokens read at once
     positions: Literal["clamped", "compact", "original"] = "clamped"
     prefill: Literal["windowed", "full"] = "windowed"
     representative: Literal["mean", "anchor"] = "mean"

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ Home = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, also on error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Window = Annotated[
+    int | None, typer.Option(help="Tokens read at once, 128 to 4096; 2048 keeps a GPU busy. [default: 512]")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
 Offline = Annotated[bool | None, typer.Option("--offline", help="Never use the network.")]
 Doc = Annotated[str | None, typer.Option("--doc", help="Document: id, name, or a part of them. [default: the latest]")]
@@ -91,6 +95,7 @@ def ingest(
     budget: Annotated[
         int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")
     ] = None,
+    window: Window = None,
     positions: Annotated[
         str | None,
         typer.Option(
@@ -126,8 +131,8 @@ def ingest(
     from actqkv_cli.commands import ingest as command
 
     settings = _settings(
-        model=model, budget=budget, positions=positions, prefill=prefill, representative=representative, score=score,
-        baselines=baselines, device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
+        model=model, budget=budget, window=window, positions=positions, prefill=prefill, representative=representative,
+        score=score, baselines=baselines, device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
     )  # fmt: skip
     command.run(paths, name, settings, as_json, quiet)
 
@@ -442,6 +447,7 @@ def bench_ingest(
     rounds: Annotated[int, typer.Option(help="How often both sides are run.", min=1)] = 3,
     model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
     budget: Annotated[int | None, typer.Option(help="Tokens. [default: 2048]")] = None,
+    window: Window = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     as_json: Json = False,
@@ -449,7 +455,7 @@ def bench_ingest(
     """Tokens per second of reading, beside the stock model's over the same windows without history."""
     from actqkv_cli.commands import bench as command
 
-    settings = _settings(model=model, budget=budget, device=device, dtype=dtype)
+    settings = _settings(model=model, budget=budget, window=window, device=device, dtype=dtype)
     command.ingest(path, rounds, settings, as_json)
 
 
@@ -487,6 +493,7 @@ def start(call: Call) -> int | Prompts:
 
     Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
     """
+    warnings.showwarning = _warn
 
     def run() -> int | Prompts:
         result = app(list(call.argv), prog_name="actqkv", obj=call, standalone_mode=False)
@@ -496,6 +503,11 @@ def start(call: Call) -> int | Prompts:
         return 0 if result is None else result
 
     return _reported(call, run)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """What a library warns of, without the line of code that did."""
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:

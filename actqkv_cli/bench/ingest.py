@@ -19,12 +19,14 @@ from actqkv_cli.store.manifest import Draft, Reading, Source
 from actqkv_cli.store.writer import DocumentWriter
 
 
-def measure(loaded: LoadedModel, ids: Tensor, budget: int, rounds: int, full: bool = False) -> dict[str, Any]:
+def measure(
+    loaded: LoadedModel, ids: Tensor, budget: int, window: int, rounds: int, full: bool = False
+) -> dict[str, Any]:
     """Tokens per second of both, in turn, `rounds` times; the ratio's median, least and most; peak memory in bytes.
 
     full: the stock model's over all tokens at once as well, with all of their attention.
     """
-    reading = READING.model_copy(update={"budget": budget})
+    reading = READING.model_copy(update={"budget": budget, "window": window})
     _stock(loaded, ids[: reading.window * 2], reading.window)  # warm up
     pairs, whole = [], []
     for _ in range(rounds):

@@ -138,11 +138,13 @@ def read(job: Job) -> dict[str, Any]:
     from actqkv_cli.bench.machine import describe, measure_compute, measure_disk
     from actqkv_cli.model.load import DTYPES
     from actqkv_cli.model.shape import Shape
+    from actqkv_cli.store.manifest import load_manifest
 
     loaded, _ = _loaded(job)
+    window = load_manifest(Path(job.document)).reading.window
     shape = Shape.of(loaded.model.config.to_dict())
     return {
-        "read": measure(loaded, _document_ids(job)[: job.full_tokens], job.budget, job.rounds, full=True),
+        "read": measure(loaded, _document_ids(job)[: job.full_tokens], job.budget, window, job.rounds, full=True),
         "compute": asdict(measure_compute(shape, DTYPES[job.dtype], loaded.device)),
         "disk": asdict(measure_disk(Path(job.document).parent)),
         "shape": asdict(shape),

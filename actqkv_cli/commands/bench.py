@@ -218,7 +218,7 @@ def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
 
     document = read_document(path)
     loaded = load(locate(settings.model, settings, quiet=as_json), settings.dtype, settings)
-    result = measure(loaded, encode(document, loaded.tokenizer).ids, settings.budget or BUDGET, rounds)
+    result = measure(loaded, encode(document, loaded.tokenizer).ids, settings.budget or BUDGET, settings.window, rounds)
     if as_json:
         print_json(result)
     else:

@@ -58,7 +58,7 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
 
 def reading_of(settings: Settings) -> Reading:
     return Reading(
-        window=512,
+        window=settings.window,
         sink=64,
         local=512,
         budget=settings.budget or BUDGET,
