@@ -212,7 +212,7 @@ class GrowingBlocks:
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
         self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)
-        self.l1 = torch.zeros((geometry.layers, self.total_blocks, 2, *shape), dtype=dtype, device=device)
+        self.l1 = torch.zeros((geometry.layers, self.total_blocks, 2, *shape), dtype=dtype)
         in_memory = geometry.segment_blocks + (reading.local + 2 * reading.window) // geometry.block_size
         self._pending = torch.zeros(
             (geometry.layers, in_memory, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim),
@@ -234,7 +234,7 @@ class GrowingBlocks:
             blocks, representatives = writer.load_segment(number)
             now = slice(done, done + segment.blocks)
             self.representatives[:, now] = representatives.to(device)
-            self.l1[:, now] = tokens_at(blocks, self._tokens_of(now) - 1).to(device)
+            self.l1[:, now] = tokens_at(blocks, self._tokens_of(now) - 1)
             done = now.stop
 
     def close(self) -> None:
@@ -293,7 +293,6 @@ class GrowingBlocks:
         ours = slice(begin - self._first, end - self._first)
         keys = self._pending[:, ours, 0]
         tokens = self._tokens_of(slice(begin, end)).to(keys.device)
-        self.l1[:, begin:end] = tokens_at(self._pending[:, ours], tokens - 1)
         if self._anchor:
             real = torch.arange(size, device=keys.device) < tokens[:, None]
             mass = self._mass[:, ours].masked_fill(~real[:, None], float("-inf"))
@@ -311,7 +310,10 @@ class GrowingBlocks:
         self._written()
         self._leaving = self._pending[:, :count].clone()
         representatives = self.representatives[:, self._first : self._first + count].clone()
-        self._writing = _segment_writer().submit(self._write_segment, self._leaving, representatives, self._done())
+        ours = slice(self._first, self._first + count)
+        self._writing = _segment_writer().submit(
+            self._write_segment, ours, self._leaving, representatives, self._done()
+        )
         for kept in (self._pending, self._mass if self._anchor else self._means):
             left = kept.shape[1] - count
             kept[:, :left] = kept[:, count:].clone()
@@ -325,18 +327,21 @@ class GrowingBlocks:
             writing.result()
             self._leaving = None
 
-    def _write_segment(self, blocks: Tensor, representatives: Tensor, done: torch.cuda.Event | None) -> None:
-        """Blocks `(L, n, 2, Hkv, b, d)` go to the host on a stream of their own, and from there to the disk."""
-        if done is None:
-            self._writer.write_segment(list(blocks), representatives)
-            return
-        with torch.cuda.stream(_copies(blocks.device)):
-            torch.cuda.current_stream().wait_event(done)
-            host = [torch.empty_like(part, device="cpu", pin_memory=True) for part in (blocks, representatives)]
-            for ours, theirs in zip(host, (blocks, representatives), strict=True):
-                ours.copy_(theirs, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-        self._writer.write_segment(list(host[0]), host[1])
+    def _write_segment(
+        self, ours: slice, blocks: Tensor, representatives: Tensor, done: torch.cuda.Event | None
+    ) -> None:
+        """The document's blocks `ours`, `(L, n, 2, Hkv, b, d)`, go to the host beside what is computed, and to the disk."""
+        if done is not None:
+            with torch.cuda.stream(_copies(blocks.device)):
+                torch.cuda.current_stream().wait_event(done)
+                host = [torch.empty_like(part, device="cpu", pin_memory=True) for part in (blocks, representatives)]
+                for here, there in zip(host, (blocks, representatives), strict=True):
+                    here.copy_(there, non_blocking=True)
+                torch.cuda.current_stream().synchronize()
+            blocks, representatives = host
+        blocks, representatives = blocks.cpu(), representatives.cpu()
+        self.l1[:, ours] = tokens_at(blocks, self._tokens_of(ours) - 1)
+        self._writer.write_segment(list(blocks), representatives)
 
     def _done(self) -> torch.cuda.Event | None:
         """When all that was asked of a GPU so far is done."""
