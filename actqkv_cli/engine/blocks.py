@@ -61,6 +61,10 @@ class BlockPool:
                     grown[: len(pages)] = pages
                     self._pages[layer] = grown
 
+    def reserve_free(self, count: int) -> None:
+        """Keep at least so many blocks of each layer beside what is held now."""
+        self.reserve(int((self._held > 0).sum(axis=1).max()) + count)
+
     @torch.inference_mode(False)
     def pages(self, layer: int) -> Tensor:
         """All pages of a layer, `(P, 2, Hkv, b, d)`: keys, un-rotated, then values. A `reserve` replaces them."""
@@ -330,7 +334,7 @@ class GrowingBlocks:
     def _write_segment(
         self, ours: slice, blocks: Tensor, representatives: Tensor, done: torch.cuda.Event | None
     ) -> None:
-        """The document's blocks `ours`, `(L, n, 2, Hkv, b, d)`, go to the host beside what is computed, and to the disk."""
+        """The document's blocks `ours`, `(L, n, 2, Hkv, b, d)`: to the host beside what is computed, and to disk."""
         if done is not None:
             with torch.cuda.stream(_copies(blocks.device)):
                 torch.cuda.current_stream().wait_event(done)

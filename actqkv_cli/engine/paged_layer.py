@@ -166,7 +166,7 @@ class PagedLayer:
         if not isinstance(policy, PerToken):
             return
         most = len(moment.chosen)
-        self._pool.reserve(4 * most)
+        self._pool.reserve_free(3 * most)  # so that what one token chose is still there for the next
         far, sinks = self._far_list, len(self._sink)
         extra = sinks + most - len(far.slots)
         self._far_list = PageList(
