@@ -27,7 +27,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv, heads, hybrid, make_policy, needs, policy_names, usual_budget
-from actqkv_cli.retrieval.policy import Task, best
+from actqkv_cli.retrieval.policy import PerToken, Task, best
 from actqkv_kernels import activation_probe, block_scores
 
 SPECS = [
@@ -101,6 +101,37 @@ def test_actqkv_takes_the_best_by_probe_query(option: str, score: Literal["dot",
         chosen = policy.select(layer, queries)
         assert isinstance(chosen, Tensor)
         assert chosen.tolist() == top(scores, task.candidates, 10)
+
+
+@pytest.mark.parametrize("every", [4, 16])
+@pytest.mark.parametrize("name", ["actqkv", "actqkv:uniform", "infllm", "quest"])
+def test_what_is_selected_may_stay_for_some_tokens(name: str, every: int) -> None:
+    """The first token of an answer selects anew, and then each fourth or sixteenth, as each does without the option."""
+    steps = 2 * every + 1
+    kept = run(make_policy(f"{name}:every{every}", make_task()), 5, steps)[1:]
+    for number, layers in enumerate(kept):
+        latest = kept[number - number % every]
+        assert [one.blocks.tolist() for one in layers] == [one.blocks.tolist() for one in latest]
+    first, *_ = run(make_policy(name, make_task()), 5, 1)[1:]
+    assert [one.blocks.tolist() for one in kept[0]] == [one.blocks.tolist() for one in first]
+    assert [one.blocks.tolist() for one in kept[0]] != [one.blocks.tolist() for one in kept[every]]
+
+
+@pytest.mark.parametrize("name", ["actqkv", "infllm", "quest"])
+def test_what_is_chosen_on_the_device_is_what_is_selected(name: str) -> None:
+    for blocks in (0, 3, 10, 60):
+        policies = [make_policy(name, make_task(blocks)) for _ in range(2)]
+        for step in ("question", "decode", "decode"):
+            for policy in policies:
+                policy.begin(step)  # type: ignore[arg-type]
+            assert isinstance(policies[1], PerToken)
+            for layer in range(LAYERS):
+                queries = question(7, layer, 1)
+                selected, chosen = policies[0].select(layer, queries), policies[1].choose(layer, queries)
+                assert isinstance(selected, Tensor)
+                assert len(chosen.ids) == policies[1].most()
+                assert int(chosen.count) == len(selected)
+                assert chosen.ids[chosen.ids >= 0].tolist() == selected.tolist()
 
 
 def test_best_counts_from_the_first_candidate() -> None:
