@@ -244,20 +244,20 @@ def _with_sink(b_top, b_sum, b_sink):
 @triton.jit
 def _combine(
     p_parts, p_tops, p_sums, p_sinks, p_out, p_top, p_sum, all_rows, window,
-    DIM: tl.constexpr, D_TILE: tl.constexpr, SPLITS: tl.constexpr, S_TILE: tl.constexpr, SINKS: tl.constexpr,
+    DIM: tl.constexpr, D_TILE: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Put the parts of one row together. Rows of all heads are in the order of the output."""
     i_row = tl.program_id(0)
-    i_s = tl.arange(0, S_TILE)
+    i_s = tl.arange(0, SPLITS)
     i_d = tl.arange(0, D_TILE)
-    b_tops = tl.load(p_tops + i_s * all_rows + i_row, mask=i_s < SPLITS, other=float("-inf"))
-    b_sums = tl.load(p_sums + i_s * all_rows + i_row, mask=i_s < SPLITS, other=0)
+    b_tops = tl.load(p_tops + i_s * all_rows + i_row)
+    b_sums = tl.load(p_sums + i_s * all_rows + i_row)
     top = tl.max(b_tops, 0)
     b_scales = tl.exp2(b_tops - tl.where(top == float("-inf"), 0.0, top))
     total = tl.sum(b_sums * b_scales, 0)
     b_parts = tl.load(
         p_parts + (i_s[:, None].to(tl.int64) * all_rows + i_row) * DIM + i_d[None, :],
-        mask=(i_s < SPLITS)[:, None] & (i_d < DIM)[None, :],
+        mask=(i_d < DIM)[None, :],
         other=0,
     )
     b_out = tl.sum(b_parts * b_scales[:, None], 0)
@@ -352,6 +352,7 @@ def paged_attention(
     if few:
         tiles = max(1, triton.cdiv(near_keys, n) + triton.cdiv(far_keys, n))
         splits = min(tiles, max(1, 2 * _processors(device) // kv_heads))
+        splits = 1 << splits.bit_length() - 1  # a power of two: each number of splits is a kernel of its own
     out = torch.empty((heads, window, dim), dtype=query.dtype, device=device)
     top, total = torch.empty((2, heads, window), device=device)
     parts = (out, top, total)
@@ -401,7 +402,6 @@ def paged_attention(
             DIM=dim,
             D_TILE=triton.next_power_of_2(dim),
             SPLITS=splits,
-            S_TILE=triton.next_power_of_2(splits),
             SINKS=sinks is not None,
         )  # fmt: skip
     if not want_mass:
