@@ -441,6 +441,28 @@ def bench_speed(
     command.speed(wanted, settings)
 
 
+@bench.command("decode")
+def bench_decode(
+    synthetic_model: Annotated[str, typer.Option(help="A model's shape, as in `bench speed`.")] = "smollm2-135m",
+    tokens: Annotated[str, typer.Option(help="Lengths of documents, by commas.")] = "8000,128000,1000000",
+    policies: Annotated[str, typer.Option(help="By commas.")] = "hybrid,actqkv,actqkv:every16,streaming",
+    budget: Annotated[int | None, typer.Option(help="Tokens. [default: each policy's]")] = None,
+    rounds: Annotated[int, typer.Option(help="How often every answer is decoded.", min=1)] = 3,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer.", min=1)] = 32,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a decoding step takes, beside reading the weights, over random documents of any length."""
+    from actqkv_cli.commands import bench as command
+
+    lengths = _numbers("--tokens", tokens)
+    if min(lengths) < 1000:
+        raise UsageError("--tokens must be 1000 or more")
+    settings = _settings(budget=budget, device=device, dtype=dtype)
+    command.decode(synthetic_model, lengths, policies.split(","), rounds, max_tokens, settings, as_json)
+
+
 @bench.command("ingest")
 def bench_ingest(
     path: Annotated[Path, typer.Argument(help="A document.")],

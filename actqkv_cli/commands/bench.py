@@ -211,6 +211,35 @@ def _prose(path: Path, model: Path, tokens: int) -> Path:
     return path
 
 
+def decode(
+    synthetic: str, lengths: list[int], policies: list[str], rounds: int, tokens: int, settings: Settings, as_json: bool
+) -> None:
+    """What a decoding step takes over documents of some lengths."""
+    from actqkv_cli.bench.decode import measure
+    from actqkv_cli.model.load import choose_device, choose_dtype
+    from actqkv_cli.model.synthetic import config_of
+    from actqkv_cli.retrieval.policies import needs
+
+    for policy in policies:
+        needs(policy)  # there is such a policy
+    device = choose_device(settings.device)
+    config, dtype = config_of(synthetic), choose_dtype(settings.dtype, device)
+    record = measure(config, lengths, policies, settings.budget, rounds, tokens, device, dtype)
+    if as_json:
+        print_json(record)
+        return
+    weights = 1e3 * record["weights"]["seconds"]
+    sys.stdout.write(f"reading the weights of {synthetic} in {dtype} takes {weights:.2f} ms at the rate of a copy\n")
+    sys.stdout.write(f"{'tokens':>9}  {'policy':<16}{'ms a token':>11}{'range':>18}{'x weights':>11}{'peak MB':>10}\n")
+    for row in record["rows"]:
+        low, high = (1e3 * bound for bound in row["range"])
+        peak = "-" if row["peak_device_bytes"] is None else f"{row['peak_device_bytes'] / 1e6:,.0f}"
+        sys.stdout.write(
+            f"{row['document_tokens']:>9,}  {row['policy']:<16}{1e3 * row['seconds_per_token']:>11.2f}"
+            f"{f'{low:.2f} to {high:.2f}':>18}{row['times_weights']:>11.2f}{peak:>10}\n"
+        )
+
+
 def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
     """Tokens per second of reading a document, beside the stock model's."""
     from actqkv_cli.bench.ingest import measure

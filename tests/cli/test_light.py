@@ -92,6 +92,8 @@ USAGE = {
     "a bad flag": (["ask", "x", "--budgte", "5"], {}, "--budgte"),
     "a bad number": (["ask", "x", "--budget", "many"], {}, "--budget"),
     "a number out of range": (["ask", "x", "--budget", "5"], {}, "budget"),
+    "a document too short to time": (["bench", "decode", "--tokens", "10"], {}, "--tokens"),
+    "no such shape": (["bench", "decode", "--synthetic-model", "gpt-9"], {}, "llama-3.1-8b"),
     "a window of no whole blocks": (["ingest", "x", "--window", "100"], {}, "2048"),
     "a window that divides no segment": (["ingest", "x"], {"ACTQKV_WINDOW": "1536"}, "window"),
     "a bad choice": (["ingest", "x", "--positions", "sideways"], {}, "positions"),

@@ -1,0 +1,157 @@
+"""What a decoding step takes, whatever the document's length: a model of random weights over a document of random
+blocks, which costs no reading and no disk. What is timed depends on shapes alone.
+"""
+
+import functools
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actqkv_cli.bench.machine import describe, measure_compute, synchronize
+from actqkv_cli.engine.calibration import READING
+from actqkv_cli.engine.context import context_of
+from actqkv_cli.engine.document import OpenDocument
+from actqkv_cli.engine.session import session_over
+from actqkv_cli.model.load import DTYPES, quiet_transformers
+from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.model.shape import Shape
+from actqkv_cli.retrieval.policies import usual_budget
+from actqkv_cli.retrieval.policy import head_rows
+from actqkv_cli.store.manifest import Draft, Geometry, RetrievalHead, Source
+
+_HEADS = 6  # retrieval heads, as calibration keeps
+_QUESTION = 24  # tokens
+_WARM = 4  # tokens that are not timed: what is recorded and brought in for the first ones stays
+_DIFFERENT = 64  # blocks that are really there; the document repeats them
+
+
+class _RandomDocument:
+    """As much of a `DocumentReader` as asking needs, with random numbers for what a model would have computed."""
+
+    folder = Path("random")
+
+    def __init__(self, manifest: Draft, query_heads: int, device: torch.device) -> None:
+        self.manifest = manifest
+        self._device = device
+        self._rows = len(head_rows(manifest.retrieval_heads, query_heads, manifest.geometry.kv_heads))
+        geometry = manifest.geometry
+        self._shape = (2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
+        self._dtype = DTYPES[geometry.dtype]
+        self._blocks = torch.randn((_DIFFERENT, *self._shape)).to(self._dtype)
+
+    def index(self) -> dict[str, Tensor]:
+        geometry = self.manifest.geometry
+        shape = (geometry.layers, self.manifest.block_count, 1, geometry.kv_heads, geometry.head_dim)
+        keys = (self._rows, self.manifest.tokens, geometry.head_dim)
+        return {
+            "representatives": torch.randn(shape, dtype=self._dtype, device=self._device),
+            "head_keys": torch.randn(keys, dtype=self._dtype, device=self._device),
+        }
+
+    def methods(self) -> dict[str, Tensor]:
+        return {}
+
+    def read_blocks(self, layer: int, ids: Tensor, pinned: bool = False) -> Tensor:
+        blocks = torch.empty((len(ids), *self._shape), dtype=self._dtype, pin_memory=pinned)
+        blocks[:] = self._blocks[ids % _DIFFERENT]
+        return blocks
+
+
+def measure(
+    config: dict[str, Any], lengths: list[int], policies: list[str], budget: int | None, rounds: int, tokens: int,
+    device: torch.device, dtype: str,
+) -> dict[str, Any]:  # fmt: skip
+    """A record: a row for each length of a document, in tokens, and each policy; beside the time that reading the
+    weights takes at the rate at which this machine copies memory."""
+    shape = Shape.of(config)
+    model = _random_model(config, device, DTYPES[dtype])
+    compute = measure_compute(shape, DTYPES[dtype], device)
+    # Of the embedding a step reads one row; an output head that is tied to it is read whole.
+    read = (shape.layers * shape.layer_parameters + shape.vocabulary * shape.hidden) * DTYPES[dtype].itemsize
+    weights = read / compute.memory
+    rows = []
+    for length in lengths:
+        document = OpenDocument(_RandomDocument(_manifest(shape, length, dtype), shape.heads, device), device)  # type: ignore[arg-type]
+        document.lexical = functools.partial(_random_words, document.representatives.shape[1])
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        for policy in policies:
+            seconds = _steps(model, document, policy, budget, rounds, tokens)
+            rows.append(
+                {
+                    "document_tokens": length,
+                    "policy": policy,
+                    "seconds_per_token": statistics.median(seconds),
+                    "range": [min(seconds), max(seconds)],
+                    "times_weights": statistics.median(seconds) / weights,
+                    "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+                }
+            )
+    return {
+        "rows": rows,
+        "weights": {"bytes": read, "seconds": weights},
+        "rounds": rounds,
+        "tokens": tokens,
+        "compute": asdict(compute),
+        "shape": asdict(shape),
+        "machine": describe(device, dtype),
+    }
+
+
+def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = {key: value for key, value in config.items() if key != "model_type"}
+    with quiet_transformers(), device:
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known), dtype=dtype)
+    return made.eval().requires_grad_(False)
+
+
+def _random_words(blocks: int, question: str) -> Tensor:
+    """In the place of BM25: `(N,)` fp32."""
+    return torch.rand(blocks)
+
+
+def _manifest(shape: Shape, tokens: int, dtype: str) -> Draft:
+    heads = [
+        RetrievalHead(layer=shape.layers // 4 + number % 3, head=number % shape.heads, score=1)
+        for number in range(_HEADS)
+    ]
+    return Draft(
+        id="random",
+        source=Source(name="random", sha256="0" * 64, page_count=1, characters=0, extractor="none"),
+        model={},
+        geometry=Geometry(layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype=dtype),  # type: ignore[arg-type]
+        reading=READING,
+        tokens=tokens,
+        document_start=0,
+        retrieval_heads=heads,
+        density=[0.5] * shape.layers,
+    )
+
+
+def _steps(
+    model: Any, document: OpenDocument, policy: str, budget: int | None, rounds: int, tokens: int
+) -> list[float]:
+    """Seconds per token, of each round."""
+    budget = budget or usual_budget(policy, READING, document.reader.manifest.geometry.block_size)
+    ids = torch.randint(1000, (_QUESTION,))
+    question = EncodedQuestion(ids, slice(2, _QUESTION - 4), "random")
+    found = []
+    with session_over(model, context_of([document], model), budget) as session:
+        for _ in range(rounds):
+            run = session.start(question, policy, room=_WARM + tokens + 1)
+            for _ in range(_WARM):
+                run.step(int(run.logits.argmax()))
+            synchronize(model.device)
+            began = time.perf_counter()
+            for _ in range(tokens):
+                run.step(int(run.logits.argmax()))
+            synchronize(model.device)
+            found.append((time.perf_counter() - began) / tokens)
+    return found
