@@ -78,9 +78,9 @@ def measure(
     for length in lengths:
         document = OpenDocument(_RandomDocument(_manifest(shape, length, dtype), shape.heads, device), device)  # type: ignore[arg-type]
         document.lexical = functools.partial(_random_words, document.representatives.shape[1])
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         for policy in policies:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             seconds = _steps(model, document, policy, budget, rounds, tokens)
             rows.append(
                 {
@@ -92,6 +92,7 @@ def measure(
                     "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
                 }
             )
+        del document
     return {
         "rows": rows,
         "weights": {"bytes": read, "seconds": weights},

@@ -75,9 +75,15 @@ class BlockPool:
             pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
         return pages
 
-    def has(self, layer: int, ids: Tensor) -> bool:
-        """Whether blocks `ids` (int64, on the CPU) all are in pages."""
-        return bool((self._page_of[layer, ids.numpy()] >= 0).all())
+    def uses(self, ids: Tensor) -> bool:
+        """Whether blocks `(layers, n)` (int64, on the CPU, -1 for none) all are in pages; if so, they are used now."""
+        layers, columns = np.nonzero(ids.numpy() >= 0)
+        pages = self._page_of[layers, ids.numpy()[layers, columns]]
+        if (pages < 0).any():
+            return False
+        self._clock += 1
+        self._used[layers, pages] = self._clock
+        return True
 
     @torch.inference_mode(False)
     def table(self, layer: int) -> Tensor:
@@ -132,12 +138,13 @@ class BlockPool:
         self._used[layer, pages] = self._clock
 
     def _fetch(self, layer: int, ids: _Numbers) -> _Read:
-        """Blocks on the device. On a GPU they come on a stream of their own, beside what is computed."""
-        if self.device.type != "cuda":
-            return self._read(layer, torch.from_numpy(ids)).to(self.device), None
+        """Blocks on the device. What comes to a GPU from the host comes on a stream of its own, beside what is
+        computed; what lies there already is read in turn with what computes it."""
+        states = self._read(layer, torch.from_numpy(ids))
+        if self.device.type != "cuda" or states.is_cuda:
+            return states.to(self.device), None
         with torch.cuda.stream(_copies(self.device)):
-            states = self._read(layer, torch.from_numpy(ids)).to(self.device, non_blocking=True)
-            return states, torch.cuda.current_stream().record_event()
+            return states.to(self.device, non_blocking=True), torch.cuda.current_stream().record_event()
 
     def _keep(self, layer: int, ids: _Numbers, read: _Read) -> None:
         states, arrived = read
@@ -148,7 +155,7 @@ class BlockPool:
         if arrived is not None:
             torch.cuda.current_stream().wait_event(arrived)
             states.record_stream(torch.cuda.current_stream())
-        self.pages(layer)[torch.from_numpy(new).to(self.device)] = states
+        self.pages(layer)[torch.from_numpy(new).to(self.device, non_blocking=True)] = states
         self._touch(layer, new)
 
     def _free(self, layer: int, count: int) -> _Numbers:
@@ -168,8 +175,8 @@ class BlockPool:
     def _place(self, layer: int, ids: _Numbers, pages: _Numbers | np.int32) -> None:
         self._page_of[layer, ids] = pages
         if layer in self._tables:
-            where = torch.from_numpy(ids.astype(np.int64)).to(self.device)
-            self._tables[layer][where] = torch.from_numpy(self._page_of[layer, ids]).to(self.device)
+            changed = torch.from_numpy(np.stack([ids, self._page_of[layer, ids]])).to(self.device, non_blocking=True)
+            self._tables[layer][changed[0]] = changed[1].int()
 
 
 class Hold:
@@ -344,7 +351,8 @@ class GrowingBlocks:
                 torch.cuda.current_stream().synchronize()
             blocks, representatives = host
         blocks, representatives = blocks.cpu(), representatives.cpu()
-        self.l1[:, ours] = tokens_at(blocks, self._tokens_of(ours) - 1)
+        with torch.inference_mode():  # in which the tensor may have been made
+            self.l1[:, ours] = tokens_at(blocks, self._tokens_of(ours) - 1)
         self._writer.write_segment(list(blocks), representatives)
 
     def _done(self) -> torch.cuda.Event | None:

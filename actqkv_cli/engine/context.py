@@ -65,26 +65,17 @@ class Context:
         if len(self.parts) == 1:
             return self.documents[0].pool
         layers, blocks = self.resident.representatives.shape[:2]
-        return BlockPool(self.blocks, layers, blocks, self.resident.representatives.device)
+        read = functools.partial(_blocks, self.parts, self.firsts)  # that it knows no context lets go of both at once
+        return BlockPool(read, layers, blocks, self.resident.representatives.device)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
-        found = [part.blocks(layer, ours) for part, ours in self._by_part(ids)]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return _blocks(self.parts, self.firsts, layer, ids)
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:
         """Begin to read what a layer will soon be asked for. ids: as for `blocks`."""
-        for part, ours in self._by_part(ids):
+        for part, ours in _by_part(self.parts, self.firsts, ids):
             part.read_ahead(layer, ours)
-
-    def _by_part(self, ids: Tensor) -> list[tuple[Part, Tensor]]:
-        """Which blocks of which parts: at least one part, of which there may be none."""
-        if len(self.parts) == 1:
-            return [(self.parts[0], ids)]
-        borders = torch.searchsorted(ids, torch.tensor([*self.firsts, 1 << 40])).tolist()
-        ranges = zip(self.parts, self.firsts, borders[:-1], borders[1:], strict=True)
-        found = [(part, ids[begin:end] - first) for part, first, begin, end in ranges if begin < end]
-        return found or [(self.parts[0], ids)]
 
     def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
         """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks.
@@ -99,6 +90,21 @@ class Context:
             ours = {block - first for block in attended if first <= block < end}
             found += [Source(document, p) for p in passages_of(document.reader, ranking[first:end], ours, most)]
         return sorted(found, key=lambda source: -source.passage.score)[:MOST]
+
+
+def _blocks(parts: Sequence[Part], firsts: Sequence[int], layer: int, ids: Tensor) -> Tensor:
+    found = [part.blocks(layer, ours) for part, ours in _by_part(parts, firsts, ids)]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _by_part(parts: Sequence[Part], firsts: Sequence[int], ids: Tensor) -> list[tuple[Part, Tensor]]:
+    """Which blocks of which parts: at least one part, of which there may be none."""
+    if len(parts) == 1:
+        return [(parts[0], ids)]
+    borders = torch.searchsorted(ids, torch.tensor([*firsts, 1 << 40])).tolist()
+    ranges = zip(parts, firsts, borders[:-1], borders[1:], strict=True)
+    found = [(part, ids[begin:end] - first) for part, first, begin, end in ranges if begin < end]
+    return found or [(parts[0], ids)]
 
 
 def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns: Part | None = None) -> Context:

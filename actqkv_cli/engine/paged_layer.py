@@ -55,7 +55,7 @@ class PagedLayer:
         gaps: Tensor | None = None,
     ) -> None:
         self._layer = layer
-        self._pool = pool
+        self.pool = pool
         self._select = select
         self._rotary = rotary
         self._layout = layout
@@ -79,9 +79,9 @@ class PagedLayer:
             self._fed = self._lease(0)
             self._sink = torch.arange(layout.sink_blocks(position))
             self._chosen: Selection | None = None
-            self._played: tuple[Tensor, Hold] | None = None  # what a recorded step chose
+            self._played: tuple[Tensor, Hold | None] | None = None  # what a recorded step chose
             self._far: list[_Pages] = []
-            self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self._pool.device)
+            self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self.pool.device)
             self.far_tokens = 0
         self._make_room(room)
 
@@ -93,7 +93,7 @@ class PagedLayer:
 
     @property
     def fed(self) -> Tensor:
-        pages = self._pool.pages(self._layer)
+        pages = self.pool.pages(self._layer)
         states = pages[self._fed.pages.to(pages.device)]  # (n, 2, Hkv, b, d)
         return states.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.fed_count]
 
@@ -115,6 +115,7 @@ class PagedLayer:
         offset: int | Tensor
         if self.recording:
             base, offset, where = self._near_key, self._moment.offset, self._moment.query_positions
+            tables = self._tables
             if self.selects:
                 self._choose(query)
         else:
@@ -124,8 +125,9 @@ class PagedLayer:
             base, offset = self._near_base(), start
             first = base + self.document_near + start
             where = _query_positions(first, window, self._far_query_position, query.device)
+            tables = self._rotary.halves(self._last_position(base))
         near = self._list_near(base)
-        pages = self._pool.pages(self._layer)
+        pages = self.pool.pages(self._layer)
         write_pages(key, value, pages, near.slots[len(self._local.pages) :], offset)
         result = paged_attention(
             query,
@@ -135,7 +137,7 @@ class PagedLayer:
             near,
             where,
             scaling=call.scaling,
-            rotation=self._rotary.halves(self._last_position(base)) if call.rotates else None,
+            rotation=tables if call.rotates else None,
             sliding_window=call.sliding_window,
             want_mass=self.want_mass,
         )
@@ -146,13 +148,13 @@ class PagedLayer:
     def next_positions(self) -> Tensor:
         """Query positions `(2, 1)` of the next token that is fed."""
         first = self._near_base() + self.document_near + self.fed_count
-        return _query_positions(first, 1, self._far_query_position, self._pool.device)
+        return _query_positions(first, 1, self._far_query_position, self.pool.device)
 
     @property
     def pace(self) -> Tensor:
         """By how much query positions `(2, 1)` differ from one token to the next."""
         far = 1 if self._far_query_position is None else 0
-        return torch.tensor([[far], [1]], dtype=torch.int32, device=self._pool.device)
+        return torch.tensor([[far], [1]], dtype=torch.int32, device=self.pool.device)
 
     @property
     def simple(self) -> bool:
@@ -162,27 +164,33 @@ class PagedLayer:
     def record(self, moment: Moment, policy: RetrievalPolicy) -> None:
         """Make ready for recorded steps: what they read has one place from now on."""
         self._moment, self._policy = moment, policy
-        self._list_near(self._near_base())
+        base = self._near_base()
+        self._list_near(base)
+        self._tables = self._rotary.halves(self._last_position(base))  # others may replace them by larger ones
         if not isinstance(policy, PerToken):
             return
         most = len(moment.chosen)
-        self._pool.reserve_free(3 * most)  # so that what one token chose is still there for the next
+        self.pool.reserve_free(3 * most)  # so that what one token chose is still there for the next
         far, sinks = self._far_list, len(self._sink)
         extra = sinks + most - len(far.slots)
         self._far_list = PageList(
             pad(far.slots, (0, extra)), pad(far.positions, (0, 0, 0, extra), value=-1), far.count, far.as_stored
         )
         self._far_list.count.fill_(sinks + most)
-        self._table = self._pool.table(self._layer)
+        self._table = self.pool.table(self._layer)
 
     def reads(self) -> tuple[Tensor, ...]:
         """What a recorded step reads besides its moment."""
-        return (self._pool.pages(self._layer), *self._rotary.halves(self._last_position(self._near_base())))
+        return (self.pool.pages(self._layer), *self._tables)
 
-    def can_play(self, reads: tuple[Tensor, ...]) -> bool:
-        """Whether there is room for one more token, and pages and lists are where they were."""
-        room = self._fed.places.numel() - self.fed_count
-        return room > 0 and self._pool.pages(self._layer) is reads[0]
+    @property
+    def has_room(self) -> bool:
+        """Whether one more token can be fed where there are pages for it."""
+        return self.fed_count < self._fed.places.numel()
+
+    def is_where(self, reads: tuple[Tensor, ...]) -> bool:
+        """Whether the pages are still those that a recorded step reads."""
+        return self.pool.pages(self._layer) is reads[0]
 
     def _choose(self, query: Tensor) -> None:
         """Select on the device, and list what of it is in the pool."""
@@ -198,13 +206,13 @@ class PagedLayer:
         self._far_list.slots[sinks:] = torch.where(there, page, 0)
         self._far_list.positions[sinks:] = torch.where(there[:, None], places, -1)
 
-    def bring_chosen(self, ids: Tensor) -> bool:
-        """Have what a recorded step chose, int64 `(n,)` on the CPU, in the pool. Returns whether it was there."""
-        there = self._pool.has(self._layer, ids)
-        pages = self._pool.bring(self._layer, ids)
-        self._played = ids, self._pool.hold(self._layer, pages)
+    def note_chosen(self, ids: Tensor, bring: bool) -> None:
+        """A recorded step chose these blocks, int64 `(n,)` on the CPU. bring: have them in the pool, and hold them."""
+        held = None
+        if bring:
+            held = self.pool.hold(self._layer, self.pool.bring(self._layer, ids))
+        self._played = ids, held
         self.far_tokens = (len(self._sink) + len(ids)) * self._layout.block_size
-        return there
 
     @property
     def _far_query_position(self) -> int | None:
@@ -233,18 +241,18 @@ class PagedLayer:
             self._near_key = -1  # neither list is of these pages
 
     def _lease(self, count: int) -> _Pages:
-        pages, hold = self._pool.lease(self._layer, count)
+        pages, hold = self.pool.lease(self._layer, count)
         return _Pages(pages, torch.full((count, self._layout.block_size), -1), (hold,))
 
     def _of_blocks(self, ids: Tensor) -> _Pages:
         """The pages of blocks, and which tokens they hold: no gaps, and none behind the document's end."""
         size = self._layout.block_size
-        pages = self._pool.bring(self._layer, ids)
+        pages = self.pool.bring(self._layer, ids)
         places = ids[:, None] * size + torch.arange(size)
         hidden = places >= self._position
         if self._gaps is not None:
             hidden |= torch.isin(places, self._gaps)
-        return _Pages(pages, places.masked_fill(hidden, -1), (self._pool.hold(self._layer, pages),))
+        return _Pages(pages, places.masked_fill(hidden, -1), (self.pool.hold(self._layer, pages),))
 
     def _bring(self, selected: Tensor | Selection) -> None:
         """List the far pages: sink, blocks, and pages of single tokens; unless they are those of the call before."""
@@ -273,15 +281,15 @@ class PagedLayer:
         else:
             positions[there] = places[there].argsort().argsort()
         as_stored = self._positions == "clamped" and self._rotary.zero_is_identity
-        self._far_list = _list(torch.cat([part.pages for part in self._far]), positions, self._pool.device, as_stored)
+        self._far_list = _list(torch.cat([part.pages for part in self._far]), positions, self.pool.device, as_stored)
 
     def _of_tokens(self, selected: Selection) -> _Pages:
         """Pages of our own for single tokens."""
         size, count = self._layout.block_size, len(selected.tokens)
         found = self._lease(-(-count // size))
         found.places.view(-1)[:count] = selected.tokens
-        slots = found.pages.int().to(self._pool.device)
-        write_pages(selected.states[0], selected.states[1], self._pool.pages(self._layer), slots, 0)
+        slots = found.pages.int().to(self.pool.device)
+        write_pages(selected.states[0], selected.states[1], self.pool.pages(self._layer), slots, 0)
         return found
 
     def _list_near(self, base: int) -> PageList:
@@ -291,7 +299,7 @@ class PagedLayer:
             ranks = torch.where(local, local.cumsum(0) - 1 + base, -1).view(self._local.places.shape)
             fed = base + self.document_near + torch.arange(self._fed.places.numel()).view(self._fed.places.shape)
             pages = torch.cat([self._local.pages, self._fed.pages])
-            self._near = _list(pages, torch.cat([ranks, fed]), self._pool.device)
+            self._near = _list(pages, torch.cat([ranks, fed]), self.pool.device)
             self._near_key = base
         return self._near
 

@@ -4,6 +4,9 @@ What changes from token to token lies in tensors that the recorded step reads. W
 selection stays on the device as well; if a block of it was missing, it is fetched, and the step is played again.
 """
 
+import functools
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,8 +25,8 @@ class RecordedStep:
 
     def __init__(self, session: "Session", run: "Run") -> None:
         """For a run that is `recordable`."""
-        self._session, self._run = session, run
-        self._layers = paged_layers(run)
+        self._policy = run.policy
+        self._layers = _paged_layers(run)
         device = session.model.device
         self._ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         offset = torch.zeros((), dtype=torch.int32, device=device)
@@ -36,18 +39,20 @@ class RecordedStep:
         self._fed = self._layers[0].fed_count
         self._pace = self._layers[0].pace
         self._kept = [layer.reads() for layer in self._layers]  # for a graph does not keep what it reads
+        # Neither may keep the other alive: what a run holds has to go as soon as it does.
+        self._compute = functools.partial(_logits, session, weakref.proxy(run), self._ids)
         self._graphs: dict[bool, Callable[[], Tensor]] = {}
 
     def fits(self) -> bool:
         """Whether there is room for a token, and all is as the last step left it."""
         return self._layers[0].fed_count == self._fed and all(
-            layer.can_play(reads) for layer, reads in zip(self._layers, self._kept, strict=True)
+            layer.has_room and layer.is_where(reads) for layer, reads in zip(self._layers, self._kept, strict=True)
         )
 
     def step(self, token: int) -> Tensor | None:
         """Logits `(V,)` fp32 after a token, for which the policy has begun its step. None: it has to be fed without a
         recorded step, for blocks went missing as fast as they came."""
-        policy = self._run.policy
+        policy = self._policy
         selects = isinstance(policy, PerToken) and policy.selects
         self._ids.fill_(token)
         self._offset.fill_(self._fed)
@@ -75,42 +80,47 @@ class RecordedStep:
         self._positions += self._pace
         return logits.clone()
 
-    def _compute(self) -> Tensor:
-        return self._session.forward([self._run], self._ids)[0, -1]
-
     def _all_there(self) -> bool:
-        """Whether all layers found what they chose; what they did not is fetched."""
-        assert isinstance(self._run.policy, PerToken)
-        chosen = [ids[ids >= 0] for ids in self._chosen.cpu().long()]
-        found = [layer.bring_chosen(ids) for layer, ids in zip(self._layers, chosen, strict=True)]
-        self._run.policy.chosen = dict(enumerate(chosen))
-        return all(found)
+        """Whether all layers found what they chose; what they did not is fetched, and what is to stay is held."""
+        assert isinstance(self._policy, PerToken)
+        chosen = self._chosen.cpu().long()
+        there = self._layers[0].pool.uses(chosen)
+        ours = [ids[:count] for ids, count in zip(chosen, (chosen >= 0).sum(dim=1).tolist(), strict=True)]
+        for layer, ids in zip(self._layers, ours, strict=True):
+            layer.note_chosen(ids, bring=not there or self._policy.keeps)
+        self._policy.chosen = dict(enumerate(ours))
+        return there
 
 
 def recordable(run: "Run") -> bool:
-    """Whether a run's steps have fixed shapes: its layers are on pages, and what they select is known or stays on the
-    device."""
-    layers = paged_layers(run)
-    selects = run.policy.settled or (isinstance(run.policy, PerToken) and all(layer.simple for layer in layers))
-    return bool(layers) and selects
+    """Whether a run's next step can have fixed shapes: its layers are on pages, of which there are enough, and what
+    they select is known or stays on the device."""
+    layers = _paged_layers(run)
+    if not layers or not layers[0].has_room:
+        return False
+    return run.policy.settled or (isinstance(run.policy, PerToken) and all(layer.simple for layer in layers))
 
 
-def paged_layers(run: "Run") -> list[PagedLayer]:
+def _paged_layers(run: "Run") -> list[PagedLayer]:
     return [layer for layer in run.layers if isinstance(layer, PagedLayer)]
+
+
+def _logits(session: "Session", run: "Run", ids: Tensor) -> Tensor:
+    return session.forward([run], ids)[0, -1]
 
 
 def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """What does as `compute` does, whose output is overwritten by the next call."""
     if device.type != "cuda":
         return compute
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        compute()  # compiles kernels, and has libraries set themselves up, which a recording cannot
-    torch.cuda.current_stream().wait_stream(aside)
+    compute()  # compiles kernels, and has libraries set themselves up, which a recording cannot
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        out = compute()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = compute()
+    except RuntimeError as error:
+        warnings.warn(f"decoding steps are not recorded, which is slower: {error}".splitlines()[0], stacklevel=2)
+        return compute
 
     def play() -> Tensor:
         graph.replay()

@@ -240,9 +240,10 @@ class Run:
         """Feed a token by a recorded step: the next one's logits `(V,)`, or None where that cannot be."""
         with torch.inference_mode():
             if self._recorded is None or not self._recorded.fits():
-                self._recorded = RecordedStep(self._session, self) if recordable(self) else None
-            if self._recorded is None or not self._recorded.fits():
-                return None
+                self._recorded = None  # what it reads goes before another is made
+                if not recordable(self):
+                    return None
+                self._recorded = RecordedStep(self._session, self)
             logits = self._recorded.step(token)
         if logits is None:
             self._recorded = None

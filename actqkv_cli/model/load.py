@@ -40,6 +40,8 @@ def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") 
     refuse_unfit(json.loads((files.folder / "config.json").read_text(encoding="utf-8")))
     place = choose_device(device)
     number = choose_dtype(dtype, place)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # kernels and streams are of the current one
     with quiet_transformers():
         model = _load_weights(files, DTYPES[number], place)
         tokenizer = load_tokenizer(files)

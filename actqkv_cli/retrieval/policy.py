@@ -152,6 +152,11 @@ class PerToken(Unforeseen):
         self._token = self._token + 1 if step == "decode" else -1
 
     @property
+    def keeps(self) -> bool:
+        """Whether what is selected is to stay for more than a token."""
+        return self._every > 1
+
+    @property
     def selects(self) -> bool:
         """Whether layers select anew in the step that began."""
         return self._token % self._every == 0 or self._token < 0

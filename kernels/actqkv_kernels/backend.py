@@ -3,7 +3,7 @@
 import functools
 import os
 import warnings
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Literal, get_args
 
 import torch
@@ -26,6 +26,9 @@ def runs_triton(backend: Backend, operation: str, device: torch.device, unfit: s
     """
     if backend == "auto":
         backend = os.environ.get(VARIABLE, "auto")  # type: ignore[assignment]  # checked below
+        beside_a_gpu = device.type == "cpu" and torch.cuda.is_available() and not (compiling or interpreted())
+        if str(backend) == "triton" and beside_a_gpu:
+            return False  # some numbers stay on the host where the kernels run on a GPU
     if backend not in get_args(Backend):
         raise ValueError(f"there is no backend {backend!r}: it is one of {', '.join(get_args(Backend))}")
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
@@ -41,7 +44,7 @@ def runs_triton(backend: Backend, operation: str, device: torch.device, unfit: s
 
 def triton_missing(device: torch.device) -> str:
     """Why no Triton kernel runs on a device; empty if they do."""
-    return _triton_missing(device.type, compiling or interpreted())
+    return _triton_missing(device, compiling or interpreted())
 
 
 def interpreted() -> bool:
@@ -50,16 +53,17 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _triton_missing(device: str, without_gpu: bool) -> str:
+def _triton_missing(device: torch.device, without_gpu: bool) -> str:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where nothing is said
     try:
-        import_module("triton")
+        version = import_module("triton").__version__
     except ImportError as error:
         return f"triton cannot be imported ({error})"
-    version = metadata.version("triton")
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_TRITON:
         return f"triton {version} is too old, it must be {'.'.join(map(str, _OLDEST_TRITON))} or newer"
-    if device != "cuda" and not without_gpu:
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Triton supports"
+    if device.type != "cuda" and not without_gpu:
         return f"there is no GPU behind {device}; TRITON_INTERPRET=1 runs the kernels without one, very slowly"
     return ""
 

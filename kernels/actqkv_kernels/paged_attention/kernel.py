@@ -17,6 +17,8 @@ from actqkv_kernels.backend import interpreted
 from actqkv_kernels.quantization import Quantized
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_MOST_SPLITS = 64
+_CHANGING = ["rows", "all_rows", "window"]  # differ from question to question: no kernel for each
 _FEW_ROWS = 64  # queries of a kv head, up to which the keys are split over programs
 
 
@@ -241,7 +243,7 @@ def _with_sink(b_top, b_sum, b_sink):
     return b_new, b_sum * b_scale + tl.exp2(b_sink - b_new), b_scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def _combine(
     p_parts, p_tops, p_sums, p_sinks, p_out, p_top, p_sum, all_rows, window,
     DIM: tl.constexpr, D_TILE: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
@@ -270,7 +272,7 @@ def _combine(
     tl.store(p_sum + i_row, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def _receive(
     p_query, p_where, p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, p_count, p_top, p_sum, p_mass,
     rows, window, n_all, stride_mass, stride_head, stride_token, stride_page, stride_kv, stride_scale_page,
@@ -351,7 +353,7 @@ def paged_attention(
     splits = 1
     if few:
         tiles = max(1, triton.cdiv(near_keys, n) + triton.cdiv(far_keys, n))
-        splits = min(tiles, max(1, 2 * _processors(device) // kv_heads))
+        splits = min(tiles, max(1, 2 * _processors(device) // kv_heads), _MOST_SPLITS)
         splits = 1 << splits.bit_length() - 1  # a power of two: each number of splits is a kernel of its own
     out = torch.empty((heads, window, dim), dtype=query.dtype, device=device)
     top, total = torch.empty((2, heads, window), device=device)
@@ -415,16 +417,22 @@ def paged_attention(
                 side.slots, side.positions, side.count, top, total, mass[:, number * far_keys :],
                 rows, window, count, mass.stride(0),
                 ROTATE_KEYS=turns,
-                **place,
+                **place | {"M": min(m, _most_rows(dim, query.element_size()))},
             )  # fmt: skip
     return out, mass.unflatten(1, (-1, size))
 
 
 def _tile(rows: int, dim: int, size: int) -> tuple[int, int, int]:
-    """Queries and keys to a tile, and warps: what compiles without spilling registers (`actqkv_kernels.bench`)."""
+    """Queries and keys to a tile, and warps: what 16-bit numbers compile to without spilling registers."""
+    few = min(max(16, triton.next_power_of_2(rows)), _most_rows(dim, size))
     many = 128 if dim <= 128 and size == 2 else 32
-    m = max(16, triton.next_power_of_2(rows)) if rows <= _FEW_ROWS else many
+    m = few if rows <= _FEW_ROWS else many
     return m, 32, 4 if m * dim <= 4096 else 8
+
+
+def _most_rows(dim: int, size: int) -> int:
+    """Queries to a tile where the split or the second pass must fit 99 KB of shared memory, that of smaller GPUs."""
+    return max(16, 16_384 // (dim * size))
 
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
