@@ -432,7 +432,7 @@ def _tile(rows: int, dim: int, size: int) -> tuple[int, int, int]:
 
 def _most_rows(dim: int, size: int) -> int:
     """Queries to a tile where the split or the second pass must fit 99 KB of shared memory, that of smaller GPUs."""
-    return max(16, 16_384 // (dim * size))
+    return max(16, 16_384 // (triton.next_power_of_2(dim) * size))
 
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
