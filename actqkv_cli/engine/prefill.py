@@ -116,7 +116,7 @@ def _kept(reading: Reading, layout: Layout, blocks: GrowingBlocks) -> int:
     """How many blocks of a layer to keep at hand."""
     if reading.prefill == "full":
         return blocks.total_blocks
-    return 2 * layout.retrieved_blocks + reading.sink // layout.block_size
+    return min(blocks.total_blocks, 2 * layout.retrieved_blocks + reading.sink // layout.block_size)
 
 
 def _selection(reading: Reading, layout: Layout, blocks: GrowingBlocks, position: Callable[[], int]) -> Select:

@@ -110,7 +110,7 @@ class Session:
         for document in self.context.documents:
             document.pool.reserve(min(wanted, document.reader.manifest.block_count))
         if paged(self._rotary):
-            self.context.pool.reserve(wanted)
+            self.context.pool.reserve(min(wanted, self.resident.representatives.shape[1]))
 
     def _read_ahead(self, runs: "Sequence[Run]") -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""

@@ -287,8 +287,9 @@ def _receive(
     i_n = tl.program_id(0) * N + tl.arange(0, N)
     i_h = tl.arange(0, H_TILE)
     n_keys = tl.load(p_count) * PAGE
+    last = tl.load(p_where + window - 1)
     b_low, b_high, b_position, _, _ = _key(
-        p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, 2147483647, i_head, i_h,
+        p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, i_n, n_keys, last, i_head, i_h,
         stride_page, stride_kv, stride_scale_page, PAGE, HALF, FULL, BITS, ROTATE_KEYS,
     )  # fmt: skip
     b_mass = tl.zeros((N,), tl.float32)
