@@ -75,6 +75,10 @@ class BlockPool:
             pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
         return pages
 
+    def has(self, layer: int, ids: Tensor) -> bool:
+        """Whether blocks `ids` (int64, on the CPU) all are in pages."""
+        return bool((self._page_of[layer, ids.numpy()] >= 0).all())
+
     def uses(self, ids: Tensor) -> bool:
         """Whether blocks `(layers, n)` (int64, on the CPU, -1 for none) all are in pages; if so, they are used now."""
         layers, columns = np.nonzero(ids.numpy() >= 0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.engine.paged_layer import Moment, PagedLayer
+from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.retrieval.policy import PerToken
 
 if TYPE_CHECKING:
@@ -86,8 +87,16 @@ class RecordedStep:
         chosen = self._chosen.cpu().long()
         there = self._layers[0].pool.uses(chosen)
         ours = [ids[:count] for ids, count in zip(chosen, (chosen >= 0).sum(dim=1).tolist(), strict=True)]
-        for layer, ids in zip(self._layers, ours, strict=True):
-            layer.note_chosen(ids, bring=not there or self._policy.keeps)
+        missed = False
+        for number, (layer, ids) in enumerate(zip(self._layers, ours, strict=True)):
+            had = there or layer.pool.has(number, ids)
+            try:
+                layer.note_chosen(ids, bring=not there or self._policy.keeps)
+            except StoreDamaged:
+                if not missed:
+                    raise
+                # Above a miss a layer chose by what it should not have seen: it may not want the damaged block.
+            missed = missed or not had
         self._policy.chosen = dict(enumerate(ours))
         return there
 

@@ -25,7 +25,7 @@ def runs_triton(backend: Backend, operation: str, device: torch.device, unfit: s
     a name that there is not, BackendUnavailable. `auto` takes the kernel on a GPU; where it cannot, it says so once.
     """
     if backend == "auto":
-        backend = os.environ.get(VARIABLE, "auto")  # type: ignore[assignment]  # checked below
+        backend = os.environ.get(VARIABLE) or "auto"  # type: ignore[assignment]  # checked below
         beside_a_gpu = device.type == "cpu" and torch.cuda.is_available() and not (compiling or interpreted())
         if str(backend) == "triton" and beside_a_gpu:
             return False  # some numbers stay on the host where the kernels run on a GPU

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from actqkv_cli.engine.layer import LayerAttention, Positions
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.paged_layer import PagedLayer
 from actqkv_cli.engine.session import Run, Session, session_over
+from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.model.attention import Call, Rotary
 from actqkv_cli.retrieval.policy import PerToken, Selection, Unforeseen
 from actqkv_cli.store.reader import DocumentReader
@@ -499,6 +501,34 @@ def test_what_was_chosen_stays_though_all_other_pages_are_taken(shelf: Path) -> 
 
     for number, (found, expected) in enumerate(zip(*both(stepped), strict=True)):
         assert (found - expected).abs().max() < 1e-4, number
+
+
+def test_damage_fails_only_what_wants_the_damaged_block(shelf: Path, tmp_path: Path) -> None:
+    """Not what a layer would have chosen before the layers below it had all their blocks."""
+    folder = tmp_path / "document"
+    shutil.copytree(stored(shelf, 405), folder)
+    segment = sorted(folder.glob("kv-*"))[2]
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+
+    def asked() -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        with over(folder) as session:
+            for policy in ("actqkv", "quest", "actqkv:every4", "streaming", "full", "actqkv"):
+                for seed in range(3):
+                    try:
+                        found.append(ask(session, policy, seed=seed).logits)
+                    except StoreDamaged:
+                        found.append(None)
+        return found
+
+    ours, gathered = both(asked)
+    assert [logits is None for logits in ours] == [logits is None for logits in gathered]
+    assert 3 <= ours.count(None) < 15
+    for found, expected in zip(ours, gathered, strict=True):
+        if found is not None and expected is not None:
+            assert (found - expected).abs().max() < 1e-4
 
 
 class Changing(Unforeseen):

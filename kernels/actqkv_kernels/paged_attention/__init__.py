@@ -54,12 +54,12 @@ def paged_attention(
     """One joint softmax over the keys of both sides, each seen by queries rotated for it (DESIGN section 3).
 
     query: `(H, W, d)`, un-rotated; keys, values: the pool, `(P, Hkv, b, d)` each, keys un-rotated, or of few bits:
-    keys by `quantize_channels`, values by `quantize_rows`; query_positions: int32 `(2, W)`, for far and near keys, ascending;
-    rotation: cos and sin, fp32 `(T, d / 2)`, by position (RoFormer, halves); None: nothing is rotated. A query sees a
-    key at its own position or before, and within sliding_window if there is one; keys behind the last query may be
-    uninitialised; softcap bounds the scores
-    (Gemma 2), sinks `(H,)` are logits that take part in the softmax and stand for nothing (gpt-oss). A query that
-    sees no key gets zeros. mass is summed over a kv head's queries.
+    keys by `quantize_channels`, values by `quantize_rows`; query_positions: int32 `(2, W)`, for far and near keys,
+    ascending; rotation: cos and sin, fp32 `(T, d / 2)`, by position (RoFormer, halves); None: nothing is rotated. A
+    query sees a key at its own position or before, and within sliding_window if there is one; keys behind the last
+    query may be uninitialised; softcap bounds the scores (Gemma 2), sinks `(H,)` are logits that take part in the
+    softmax and stand for nothing (gpt-oss). A query that sees no key gets zeros. mass is summed over a kv head's
+    queries. Raises ValueError for shapes that do not fit, BackendUnavailable.
     """
     _check(query, keys, values, far, near, query_positions, rotation)
     attend = reference.paged_attention
