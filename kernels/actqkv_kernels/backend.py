@@ -24,19 +24,17 @@ def runs_triton(backend: Backend, operation: str, device: torch.device, unfit: s
     A backend that was asked for, here or by the environment variable `ACTQKV_KERNELS`, runs or raises: ValueError for
     a name that there is not, BackendUnavailable. `auto` takes the kernel on a GPU; where it cannot, it says so once.
     """
-    if backend == "auto":
-        backend = os.environ.get(VARIABLE) or "auto"  # type: ignore[assignment]  # checked below
-        beside_a_gpu = device.type == "cpu" and torch.cuda.is_available() and not (compiling or interpreted())
-        if str(backend) == "triton" and beside_a_gpu:
-            return False  # some numbers stay on the host where the kernels run on a GPU
-    if backend not in get_args(Backend):
-        raise ValueError(f"there is no backend {backend!r}: it is one of {', '.join(get_args(Backend))}")
-    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+    said: str = (os.environ.get(VARIABLE) or "auto") if backend == "auto" else backend
+    if said == "torch" or (said == "auto" and device.type != "cuda"):
         return False
+    if said not in get_args(Backend):
+        raise ValueError(f"there is no backend {said!r}: it is one of {', '.join(get_args(Backend))}")
+    if backend == "auto" and device.type == "cpu" and not (compiling or interpreted()) and torch.cuda.is_available():
+        return False  # some numbers stay on the host where the kernels run on a GPU
     reason = unfit or triton_missing(device)
     if not reason:
         return True
-    if backend == "triton":
+    if said == "triton":
         raise BackendUnavailable(f"{operation} cannot run in triton: {reason}")
     _say_once(f"{operation} runs in torch, which is slower: {reason}")
     return False
