@@ -46,6 +46,7 @@ class Policy(Unforeseen):
         self._attention = torch.zeros(layers, m)  # of the question over L1, by layer
         self._head_ratio = torch.zeros(layers)
         self._refilled = [torch.zeros(m, dtype=torch.bool)] * layers
+        self._selected: dict[int, Selection] = {}  # by layer, in the pass over the question and for the answer
         self._scouting = False
         self.entropy_ratio = 0.0
 
@@ -64,6 +65,8 @@ class Policy(Unforeseen):
 
     def begin(self, step: Step) -> None:
         self._scouting = step == "scout" and bool(self._groups)
+        if step != "decode":
+            self._selected = {}
         if step != "question" or not self._groups:
             return
         attention, ratios = self._attention, self._head_ratio
@@ -95,6 +98,11 @@ class Policy(Unforeseen):
         if self._scouting:
             own = queries[:, self._task.own]
             self._look(layer, own if own.shape[1] else queries)
+        if layer not in self._selected:
+            self._selected[layer] = self._selection(layer)
+        return self._selected[layer]
+
+    def _selection(self, layer: int) -> Selection:
         refilled = self._refilled[layer]
         chosen = [group for group, whole in zip(self._groups, refilled.tolist(), strict=True) if whole]
         blocks = [block for group in chosen for block in group]
