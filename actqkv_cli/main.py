@@ -32,9 +32,7 @@ Home = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, also on error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-Window = Annotated[
-    int | None, typer.Option(help="Tokens read at once, 128 to 4096; try 2048 on a GPU. [default: 512]")
-]
+Window = Annotated[int | None, typer.Option(help="Tokens read at once, 128 to 4096; try 2048 on a GPU. [default: 512]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
 Offline = Annotated[bool | None, typer.Option("--offline", help="Never use the network.")]
 Doc = Annotated[str | None, typer.Option("--doc", help="Document: id, name, or a part of them. [default: the latest]")]

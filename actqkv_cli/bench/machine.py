@@ -6,8 +6,6 @@ Every rate is the best of several tries, so that what follows from it is a floor
 import contextlib
 import os
 import platform
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +19,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from actqkv_cli import __version__
 from actqkv_cli.model.shape import Shape
+from actqkv_kernels.provenance import commit, processor
 
 _ENOUGH = 0.3  # seconds of one measurement
 _MOST_ROWS = 4096
@@ -136,14 +135,14 @@ def describe(device: torch.device, dtype: str) -> dict[str, Any]:
     """The machine, the versions that matter, and the commit where actqkv runs from a checkout."""
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": dtype,
         "python": platform.python_version(),
         "versions": {"actqkv": __version__, **{name: version(name) for name in ("torch", "transformers")}},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -173,28 +172,3 @@ def _read(fd: int, buffer: bytearray) -> float:
     while os.readv(fd, [buffer]) if hasattr(os, "readv") else os.read(fd, len(buffer)):
         pass
     return time.perf_counter() - began
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit, with "+" if files were changed since; None if this is not a checkout."""
-    root, git = Path(__file__).parents[2], shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return None
-
-    def ask(*words: str) -> str:
-        done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        changed = ask("status", "--porcelain", "--untracked-files=no")
-        return ask("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
