@@ -12,7 +12,7 @@ from actqkv_cli.engine.blocks import BlockPool, GrowingBlocks
 from actqkv_cli.engine.layer import Select
 from actqkv_cli.engine.layers import Layer, make_layers, paged
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache
+from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache, feed
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
@@ -100,7 +100,7 @@ def prefill(
             for layer in layers:
                 layer.begin(position, len(window))
             # The decoder without its head: no position of a document needs logits.
-            model.model(input_ids=window[None], past_key_values=cache, use_cache=True)
+            feed(model.model, window[None], cache)
             position += len(window)
             blocks.advance(position)
             progress(position)

@@ -16,7 +16,7 @@ from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.layers import Layer, make_layers, paged
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.recorded import RecordedStep, recordable
-from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
+from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, feed, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
 from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.retrieval.policies.heads import block_sums
@@ -91,7 +91,7 @@ class Session:
             rows, lengths = self._rows([run.question.ids[: run.question.own.stop or None] for run in scouts])
             cache = attention_cache(*(run.begin("scout") for run in scouts), lengths=lengths)
             with first_layers(self.model, depth), torch.inference_mode():
-                self.model.model(input_ids=rows, past_key_values=cache, use_cache=True)
+                feed(self.model.model, rows, cache)
             for run in scouts:
                 run.scout_seconds = time.perf_counter() - began
         for run in runs:
@@ -135,7 +135,7 @@ class Session:
         """
         cache = attention_cache(*(run.layers for run in runs), lengths=lengths)
         with torch.inference_mode():
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+            out = feed(self.model, ids, cache, logits_to_keep=keep)
         return out.logits.float()
 
     def step(self, runs: "Sequence[Run]", tokens: Sequence[int]) -> None:

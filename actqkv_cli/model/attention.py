@@ -7,6 +7,8 @@
 State travels in a `Cache` whose `update` hands the attention function a `Handle` instead of the keys.
 """
 
+import functools
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +79,17 @@ def attention_cache(*rows: Sequence[AttentionLayer], lengths: Sequence[int] | No
     lengths: how many tokens of each row are no padding, for rows padded on the left.
     """
     return Cache(layers=[_CacheLayer(layers, lengths) for layers in zip(*rows, strict=True)])
+
+
+def feed(module: PreTrainedModel, ids: Tensor, cache: Cache, **options: Any) -> Any:
+    """The output of a model, or of its decoder, for tokens `(B, W)` and a cache of `attention_cache`."""
+    return module(input_ids=ids, use_cache=True, **{_cache_argument(type(module)): cache}, **options)
+
+
+@functools.cache
+def _cache_argument(module: type[nn.Module]) -> str:
+    # transformers renamed it in 5.24, and warns of the old name.
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def _attention(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.model import attention
-from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, first_layers
+from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, feed, first_layers
 
 DOCUMENT, QUESTION, ANSWER = 157, 11, 4  # the document ends within a block
 TOLERANCE = 1e-4
@@ -112,7 +112,7 @@ def test_the_model_is_as_before_even_after_a_failure(family: str) -> None:
         first_layers(model, 2),
         torch.inference_mode(),
     ):
-        model(ids[None], past_key_values=attention_cache([_Raises()] * 4), use_cache=True)
+        feed(model, ids[None], attention_cache([_Raises()] * 4))
     assert model.model.rotary_emb is rotary
     assert model.config._attn_implementation == implementation
     assert model.model.layers is layers
@@ -135,4 +135,4 @@ def test_our_attention_runs_only_on_our_cache() -> None:
         for rows, batch in ((1, 2), (2, 1), (3, 2)):
             cache = attention_cache(*[[_Raises()] * 4] * rows)
             with pytest.raises(ValueError, match="one sequence for each row"):
-                model(ids.repeat(batch, 1), past_key_values=cache, use_cache=True)
+                feed(model, ids.repeat(batch, 1), cache)
