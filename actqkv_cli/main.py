@@ -514,6 +514,7 @@ def start(call: Call) -> int | Prompts:
     Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
     """
     warnings.showwarning = _warn
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for programmers
 
     def run() -> int | Prompts:
         result = app(list(call.argv), prog_name="actqkv", obj=call, standalone_mode=False)
@@ -525,9 +526,10 @@ def start(call: Call) -> int | Prompts:
     return _reported(call, run)
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """What a library warns of, without the line of code that did."""
-    sys.stderr.write(f"warning: {message}\n")
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings, without the line of code that gave them; those of libraries are for programmers."""
+    if category.__module__.startswith("actqkv"):
+        sys.stderr.write(f"warning: {message}\n")
 
 
 def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:

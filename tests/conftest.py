@@ -1,5 +1,7 @@
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,25 @@ sys.path.insert(0, str(Path(__file__).parent / "engine"))  # for tiny, which sev
 def one_thread() -> None:
     """Tiny models gain nothing from more, and equal sums then come out equal."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries() -> Iterator[None]:
+    """Deprecations that transformers and the hub's client log, rather than warn of, fail a test as well."""
+    said = _Said(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(said)
+    yield
+    for logger in loggers:
+        logger.removeHandler(said)
+    assert not said.messages
+
+
+class _Said(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())

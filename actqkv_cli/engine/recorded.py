@@ -16,6 +16,7 @@ from torch import Tensor
 from actqkv_cli.engine.paged_layer import Moment, PagedLayer
 from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.retrieval.policy import PerToken
+from actqkv_kernels.backend import SlowerPath
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.session import Run, Session
@@ -128,7 +129,8 @@ def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = compute()
     except RuntimeError as error:
-        warnings.warn(f"decoding steps are not recorded, which is slower: {error}".splitlines()[0], stacklevel=2)
+        said = f"decoding steps are not recorded, which is slower: {error}".splitlines()[0]
+        warnings.warn(said, SlowerPath, stacklevel=2)
         return compute
 
     def play() -> Tensor:

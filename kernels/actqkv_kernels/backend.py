@@ -14,6 +14,10 @@ compiling = False  # within `ahead_of_time.compiling_for`: kernels are compiled,
 _OLDEST_TRITON = (3, 6)  # the kernels were compiled with this and with newer ones
 
 
+class SlowerPath(UserWarning):
+    """Work is done in a slower way than was to be expected."""
+
+
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for cannot run here."""
 
@@ -68,4 +72,4 @@ def _triton_missing(device: torch.device, without_gpu: bool) -> str:
 
 @functools.cache
 def _say_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, SlowerPath, stacklevel=4)
