@@ -92,10 +92,12 @@ def test_what_can_happen_anywhere(tmp_path: Path, error: Exception, told: str) -
     assert "\n" not in found["message"]
 
 
+@pytest.mark.parametrize("finish", ["stop", "repetition"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_ends_well(tmp_path: Path, stream: bool) -> None:
-    status, text = reply(tmp_path, [Begun(["a-1"]), "one", RECORD], stream)
+def test_what_ends_well(tmp_path: Path, stream: bool, finish: str) -> None:
+    status, text = reply(tmp_path, [Begun(["a-1"]), "one", {**RECORD, "finish": finish}], stream)
     assert status == 200
     whole = events_of(text)[-1] if stream else json.loads(text)
     assert (whole["model"], whole["sources"], whole["choices"][0]["finish_reason"]) == ("a-1", [], "stop")
+    assert whole["actqkv"]["finish"] == finish
     assert text.endswith("data: [DONE]\n\n") == stream
