@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from unicodedata import east_asian_width
 
-LONGEST = 360  # columns: some 60 words
+LONGEST = 330  # columns: some 60 words
 _FAR = 2 * LONGEST  # characters beside a passage in which its first and last sentences must begin and end
 _LONGEST_WORD = 32  # characters: scripts without spaces are cut anywhere
 _WIDE_MARKS = "。！？｡．"  # no space follows these

@@ -42,7 +42,8 @@ def test_headings_and_items_are_sentences_of_their_own() -> None:
     full = "The lamp of the lighthouse was changed to electricity by three men from"
     text = f"4. The Lighthouse\n{full}\nDunmarrow in 1937.\n- oil for the lamp\n- Bread\n\n2) Fish\n# Notes\nNone yet"
     assert split(text) == [
-        "4. The Lighthouse", f"{full}\nDunmarrow in 1937.", "- oil for the lamp", "- Bread", "2) Fish", "# Notes", "None yet"
+        "4. The Lighthouse", f"{full}\nDunmarrow in 1937.", "- oil for the lamp", "- Bread", "2) Fish", "# Notes",
+        "None yet",
     ]  # fmt: skip
     assert split("Opening hours\nMonday 9-5\nTuesday 9-6") == ["Opening hours", "Monday 9-5", "Tuesday 9-6"]
 
