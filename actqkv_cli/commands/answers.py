@@ -1,16 +1,16 @@
 """An answer as the commands tell it: on stdout while it is written, its sources behind it, or all of it as JSON."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli import __version__
-from actqkv_cli.commands.output import note
+from actqkv_cli.commands.output import note, note_hanging
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.answer import Answer
-    from actqkv_cli.engine.context import Source
     from actqkv_cli.engine.document import OpenDocument
     from actqkv_cli.engine.session import Run
 
@@ -42,12 +42,11 @@ def record(
 ) -> dict[str, Any]:
     """All that is known of an answer, for JSON."""
     manifests = [document.reader.manifest for document in documents]
-    sources = [source_record(source) for source in run.sources]
     one = {"document": manifests[0].id} if len(manifests) == 1 else {}
     return {
         "answer": answer.text,
         "finish": answer.finish,
-        "sources": sources,
+        **cited(run, answer.text),
         **one,
         "documents": [manifest.id for manifest in manifests],
         "model": manifests[0].model,
@@ -64,17 +63,39 @@ def record(
     }
 
 
-def source_record(source: "Source") -> dict[str, Any]:
-    manifest = source.document.reader.manifest
-    return {"document": manifest.source.name, "id": manifest.id, **asdict(source.passage)}
+def cited(run: "Run", answer: str) -> dict[str, Any]:
+    """The sources as far as they are shown, with the sentences that carry the answer, and whether any of it stands in
+    them: None where it has no words of its own (a yes, or what the question says already), or there are no sources."""
+    from actqkv_cli.retrieval.excerpt import excerpts
+
+    found = [(source.document.reader, source.passage) for source in run.sources]
+    shown, support = excerpts(found, run.question.text, answer)
+    sources = []
+    for reader, excerpt in shown:
+        where = {"document": reader.manifest.source.name, "id": reader.manifest.id}
+        sources.append({**where, **asdict(excerpt.passage), "highlight": excerpt.highlight, "cut": excerpt.cut})
+    return {"supported": None if support is None else support > 0, "sources": sources}
 
 
-def show_sources(sources: Sequence[dict[str, Any]]) -> None:
-    """To stderr."""
+def show_sources(sources: Sequence[dict[str, Any]], supported: bool | None) -> None:
+    """To stderr: on a terminal with the highlights bold and the lines wrapped, else a line for each."""
+    if supported is False:
+        note("\nNote: nothing of this answer stands in the sources.")
     note("\nSources:" if sources else "\nNo sources: nothing of the document was ranked.")
     for number, source in enumerate(sources, 1):
-        text = " ".join(source["text"].split())
-        note(f"  {number}. {source['document']}, page {source['page']} ({source['score']:.0%})  “{text}”")
+        head = f"{source['document']}, page {source['page']} ({source['score']:.0%})  "
+        note_hanging(f"  {number}. ", [(head, False), ("“", False), *_quoted(source), ("”", False)])
+
+
+def _quoted(source: dict[str, Any]) -> list[tuple[str, bool]]:
+    """A source's text on one line, in pieces, and which of them are highlighted."""
+    text, at = source["text"], 0
+    pieces = [("… ", False)] if source["cut"][0] else []
+    for start, end in source["highlight"]:
+        pieces += [(text[at:start], False), (text[start:end], True)]
+        at = end
+    pieces += [(text[at:], False)] + ([(" …", False)] if source["cut"][1] else [])
+    return [(re.sub(r"\s+", " ", piece), bold) for piece, bold in pieces]
 
 
 def without_trailing_space(write: Callable[[str], None]) -> Callable[[str], None]:

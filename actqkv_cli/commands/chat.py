@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands import kept, terminal
-from actqkv_cli.commands.answers import show_sources, source_record, without_trailing_space
+from actqkv_cli.commands.answers import cited, show_sources, without_trailing_space
 from actqkv_cli.commands.ask import budget_of, documents
 from actqkv_cli.commands.output import note
 from actqkv_cli.config import Settings, load_settings
@@ -33,7 +33,7 @@ class _Chat:
     opened: "list[OpenDocument]"
     conversation: "Conversation"
     locks: contextlib.ExitStack
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
 def run(docs: Sequence[str], every: bool, settings: Settings) -> Generator[str, str | None, None]:
@@ -81,17 +81,25 @@ def _answer(chat: _Chat, question: str) -> None:
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
     budget = budget_of(settings, chat.opened)
     encoded = encode_question(tokenizer, question, following=chat.conversation.turns > 0)
+    said: list[str] = []
+
+    def write(piece: str) -> None:
+        said.append(piece)
+        _write(piece)
+
     with session_over(model, chat.conversation.context, budget) as session:
         terminal.check()
         run = session.start(encoded, settings.policy, room=settings.max_tokens)
         # What is interrupted was said all the same.
         with contextlib.suppress(KeyboardInterrupt):
-            decode(run, model, tokenizer, sampling, without_trailing_space(_write), terminal.check)
+            decode(run, model, tokenizer, sampling, without_trailing_space(write), terminal.check)
     sys.stdout.write("\n")
     sys.stdout.flush()
-    chat.sources = [source_record(source) for source in run.sources]
+    chat.cited = cited(run, "".join(said))
     chat.conversation.add(run)
-    pages = [f"{source['document']}, page {source['page']}" for source in chat.sources]
+    pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]
+    if chat.cited["supported"] is False:
+        note("  Note: nothing of this answer stands in the sources.")
     note("  [" + "; ".join(dict.fromkeys(pages)) + "]\n" if pages else "")
 
 
@@ -103,7 +111,7 @@ def _write(piece: str) -> None:
 def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
     """Does what a line that begins with / says; returns the chat that goes on."""
     if name == "/sources":
-        show_sources(chat.sources)
+        show_sources(**chat.cited)
     elif name == "/doc":
         if value:
             other = _open([value], False, chat.settings)

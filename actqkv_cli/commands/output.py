@@ -3,15 +3,17 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.text import Text
 
 from actqkv_cli.errors import ActqkvError
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines where stderr is no terminal
+_NARROWEST = 20  # columns that are written in, however narrow a terminal says it is
 
 
 class PartlyFailed(ActqkvError):
@@ -29,6 +31,20 @@ def stderr() -> Console:
 def note(text: str) -> None:
     """One line to stderr."""
     stderr().print(text)
+
+
+def note_hanging(label: str, pieces: Sequence[tuple[str, bool]]) -> None:
+    """A label and text to stderr. On a terminal the text is wrapped beside the label, and what is marked is bold."""
+    console = stderr()
+    bold = "" if console.no_color else "bold"
+    text = Text.assemble(*((piece, bold if marked else "") for piece, marked in pieces))
+    if not console.is_terminal:
+        console.print(label + text.plain)
+        return
+    for line in text.wrap(console, max(_NARROWEST, console.width - len(label))):
+        line.rstrip()
+        console.print(Text(label) + line)
+        label = " " * len(label)
 
 
 def print_json(value: Any) -> None:

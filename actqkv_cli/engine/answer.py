@@ -12,6 +12,8 @@ from torch import Tensor
 from actqkv_cli.engine.session import Run
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could move a terminal's cursor, or worse
+_LONGEST_PERIOD = 16  # tokens
+_LOOP_ROUNDS, _LOOP_TOKENS = 4, 20  # a million has 6 zeros, a fraction 16 digits, and a refrain comes three times
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,14 @@ class Sampling:
     max_tokens: int = 128
 
 
+Finish = Literal["stop", "length", "repetition"]
+
+
 @dataclass(frozen=True)
 class Answer:
     text: str
     tokens: int
-    finish: Literal["stop", "length"]
+    finish: Finish
 
 
 Step = Callable[[list[Run], list[int]], object]
@@ -43,7 +48,9 @@ def decode(
     on_text: Callable[[str], None] = lambda piece: None,
     check: Callable[[], None] = lambda: None,
 ) -> Answer:
-    """Decode from a run's logits until the model ends its turn, or for `max_tokens`. Text is passed on as it comes.
+    """Decode from a run's logits until the model ends its turn or goes round in a loop, or for `max_tokens`.
+
+    Text is passed on as it comes, so what was passed on of a loop stays: it only goes no further.
 
     check: called before every token; what it raises ends the answer.
     """
@@ -73,11 +80,11 @@ def decode_all(
         for row, token in fed:
             if piece := writers[row].take(token):
                 on_text(row, piece)
-        fed = [(row, token) for row, token in fed if writers[row].count < sampling.max_tokens]
+        fed = [(row, token) for row, token in fed if not writers[row].full()]
         going = [row for row, _ in fed]
         if fed:
             step([runs[row] for row in going], [token for _, token in fed])
-    return [Answer("".join(writer.pieces).rstrip(), writer.count, writer.finish) for writer in writers]
+    return [Answer("".join(writer.pieces).rstrip(), len(writer.tokens), writer.finish) for writer in writers]
 
 
 class _Writer:
@@ -89,8 +96,8 @@ class _Writer:
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stream = DecodeStream(skip_special_tokens=True)
         self.pieces: list[str] = []
-        self.count = 0
-        self.finish: Literal["stop", "length"] = "length"
+        self.tokens: list[int] = []
+        self.finish: Finish = "length"
 
     def draw(self, logits: Tensor, stop: set[int]) -> int | None:
         """The next token, or None where the model ends its turn."""
@@ -102,12 +109,29 @@ class _Writer:
 
     def take(self, token: int) -> str:
         """The text that a token completes; it may be none."""
-        self.count += 1
+        self.tokens.append(token)
         piece = _CONTROL.sub("", self._stream.step(self._backend, token) or "")
         piece = piece if self.pieces else piece.lstrip()
         if piece:
             self.pieces.append(piece)
         return piece
+
+    def full(self) -> bool:
+        """Nothing more is to be written."""
+        if is_loop(self.tokens):
+            self.finish = "repetition"
+            return True
+        return len(self.tokens) >= self._sampling.max_tokens
+
+
+def is_loop(tokens: Sequence[int]) -> bool:
+    """They end in the same few tokens, over and over again."""
+    for period in range(1, _LONGEST_PERIOD + 1):
+        length = max(_LOOP_ROUNDS * period, _LOOP_TOKENS)
+        tail = tokens[-length:]
+        if len(tail) == length and tail[period:] == tail[:-period]:
+            return True
+    return False
 
 
 def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from actqkv_cli.retrieval.sentences import whole_words
 from actqkv_cli.store.reader import DocumentReader
 
 MOST = 3  # passages
 _MOST_BLOCKS = 8  # taken from the head of the ranking to make them
-_LONGEST_WORD = 32  # characters: scripts without spaces are cut where the block ends
 
 
 @dataclass(frozen=True)
 class Passage:
     """A run of neighbouring blocks. page: where most of it stands; pages: all that it touches; score: that of its best
     block, as a share of the best of all, in [0, 1]; start, end: characters of the document's text; blocks: first and
-    last."""
+    last; best: the best of them."""
 
     page: int
     pages: tuple[int, ...]
@@ -24,6 +24,7 @@ class Passage:
     end: int
     text: str
     blocks: tuple[int, int]
+    best: int
 
 
 def passages_of(
@@ -81,7 +82,7 @@ def passages(
     found = []
     for group in groups:
         numbers = page[max(first, group[0] * block_size) : (group[-1] + 1) * block_size].tolist()
-        begin, stop = _whole_words(text, *characters(group))
+        begin, stop = whole_words(text, *characters(group))
         found.append(
             Passage(
                 page=max(sorted(set(numbers)), key=numbers.count),
@@ -91,18 +92,7 @@ def passages(
                 end=stop,
                 text=text[begin:stop],
                 blocks=(group[0], group[-1]),
+                best=group[int(ranking[group].argmax())],
             )
         )
     return found
-
-
-def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
-    """The range widened to whole words, without white space around it."""
-    least, most = max(0, start - _LONGEST_WORD), min(len(text), end + _LONGEST_WORD)
-    while least < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
-        start -= 1
-    while 0 < end < most and not text[end].isspace() and not text[end - 1].isspace():
-        end += 1
-    inner = text[start:end]
-    start += len(inner) - len(inner.lstrip())
-    return start, max(start, end - (len(inner) - len(inner.rstrip())))

@@ -8,6 +8,7 @@ from typing import Any
 from actqkv_cli.errors import ActqkvError
 
 _STATUS = {"usage": 400, "no_such_document": 404, "identity_mismatch": 409, "stopping": 503}  # by kind, else 500
+_FINISH = {"repetition": "stop"}  # what OpenAI's clients do not know
 DONE = "data: [DONE]\n\n"
 
 
@@ -25,7 +26,7 @@ class Reply:
     def whole(self, record: dict[str, Any]) -> dict[str, Any]:
         """record: as `commands.answers.record` makes it."""
         message = {"role": "assistant", "content": record["answer"], "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": record["finish"]}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(record)}
         head = {**self._head, "object": "chat.completion", "choices": [choice]}
         return {**head, "usage": _usage(record), **_beside(record)}
 
@@ -33,7 +34,7 @@ class Reply:
         return self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
 
     def last(self, record: dict[str, Any]) -> dict[str, Any]:
-        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": record["finish"]}
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": _finish(record)}
         return {**self._chunk([choice]), **_beside(record)}
 
     def usage(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +43,11 @@ class Reply:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": choices}
+
+
+def _finish(record: dict[str, Any]) -> str:
+    finish: str = record["finish"]
+    return _FINISH.get(finish, finish)
 
 
 def _usage(record: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def _usage(record: dict[str, Any]) -> dict[str, Any]:
 
 def _beside(record: dict[str, Any]) -> dict[str, Any]:
     """What OpenAI's answers do not have: the sources, and how they were found."""
-    how = ("documents", "policy", "budget", "seed", "usage", "version")
+    how = ("finish", "supported", "documents", "policy", "budget", "seed", "usage", "version")
     return {"sources": record["sources"], "actqkv": {name: record[name] for name in how}}
 
 

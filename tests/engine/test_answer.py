@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from actqkv_cli.engine.answer import Answer, Sampling, decode
+from actqkv_cli.engine.answer import Answer, Sampling, decode, decode_all, is_loop
 
 STOP = "<|im_end|>"
 TEXT = "Größe 漢字 🎉🎉 — naïve, ẞ!"
@@ -123,6 +123,69 @@ def test_white_space_around_an_answer_is_not_passed_on(tokenizer: Any) -> None:
 def test_special_tokens_are_not_text(tokenizer: Any) -> None:
     script = [*tokenizer("a")["input_ids"], 0, *tokenizer("b")["input_ids"]]
     assert heard(Scripted(script, 1), tokenizer, Sampling())[0].text == "ab"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The cost was £1000000, or 1,000,000,000,000.",
+        "0.3333333333333333 and 0.0909090909090909",
+        "| a | b | c | d |\n" + "|---" * 4 + "|\n" + "| 1 | 2 | 3 | 4 |\n| 5 | 6 | 7 | 8 |",
+        "a title\n-------------------\nand a text",
+        "ha ha ha ha ha, he laughed",
+        "Holy, holy, holy! Row, row, row your boat. No, no, no, no.",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20",
+        "to the sea to the sea to the sea",
+    ],
+)
+def test_what_is_said_more_than_once_is_no_loop(tokenizer: Any, text: str) -> None:
+    """Here every byte is a token: with words for tokens there are fewer of them."""
+    answer, pieces = heard(scripted(tokenizer, text), tokenizer, Sampling(max_tokens=500))
+    assert (answer.text, "".join(pieces), answer.finish) == (text, text, "stop")
+
+
+@pytest.mark.parametrize("period", range(1, 17))
+@pytest.mark.parametrize("before", [0, 1, 7, 40])
+def test_a_loop_of_any_period_ends_the_answer_soon(tokenizer: Any, period: int, before: int) -> None:
+    letters = tokenizer("abcdefghijklmnop" + "0 Every letter, once or twice: QuickBrownFox")["input_ids"]
+    begun, phrase = letters[16 : 16 + before], letters[:period]
+    run = Scripted(begun + phrase * 300, tokenizer.eos_token_id)
+    answer, pieces = heard(run, tokenizer, Sampling(max_tokens=300))
+    assert answer.finish == "repetition"
+    assert answer.tokens - before == max(4 * period, 20)
+    assert "".join(pieces) == answer.text  # what was streamed cannot be taken back
+    assert len(run.fed) == answer.tokens - 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_loop_is_what_ends_in_four_equal_rounds(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(300):
+        tokens = [draw.randrange(3) for _ in range(draw.randrange(6))] * draw.randrange(12)
+        tokens += [draw.randrange(3) for _ in range(draw.randrange(3))]
+        loops = False
+        for period in range(1, 17):
+            rounds = max(4, -(-20 // period))
+            last = tokens[-period:]
+            whole = last * (rounds + 1)
+            length = max(4 * period, 20)
+            loops |= len(tokens) >= length and whole[-length:] == tokens[-length:]
+        assert is_loop(tokens) == loops
+
+
+def test_one_that_loops_leaves_the_others_to_it(tokenizer: Any) -> None:
+    loop, long = scripted(tokenizer, "20." + "01" * 90), scripted(tokenizer, TEXT * 3)
+
+    def step(runs: Any, tokens: list[int]) -> None:
+        for run, token in zip(runs, tokens, strict=True):
+            run.step(token)
+
+    heard: list[list[str]] = [[], []]
+    sampling = Sampling(max_tokens=200)
+    answers = decode_all([loop, long], step, model(), tokenizer, sampling, lambda row, text: heard[row].append(text))  # type: ignore[list-item]
+    assert [answer.finish for answer in answers] == ["repetition", "stop"]
+    assert answers[0].text == "".join(heard[0]) == "20." + "01" * 10
+    assert answers[1].text == TEXT * 3
 
 
 def drawn(tokenizer: Any, **sampling: Any) -> list[int]:

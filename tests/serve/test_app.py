@@ -16,8 +16,8 @@ from actqkv_cli.serve.app import make_app
 from actqkv_cli.serve.work import Begun, Event, Jobs
 
 RECORD = {
-    "answer": "one", "finish": "stop", "sources": [], "documents": ["a-1"], "policy": "heads", "budget": 960, "seed": 0,
-    "version": "0", "usage": {"document_tokens": 5, "question_tokens": 3, "answer_tokens": 1},
+    "answer": "one", "finish": "stop", "supported": None, "sources": [], "documents": ["a-1"], "policy": "heads",
+    "budget": 960, "seed": 0, "version": "0", "usage": {"document_tokens": 5, "question_tokens": 3, "answer_tokens": 1},
 }  # fmt: skip
 
 
@@ -92,10 +92,12 @@ def test_what_can_happen_anywhere(tmp_path: Path, error: Exception, told: str) -
     assert "\n" not in found["message"]
 
 
+@pytest.mark.parametrize("finish", ["stop", "repetition"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_ends_well(tmp_path: Path, stream: bool) -> None:
-    status, text = reply(tmp_path, [Begun(["a-1"]), "one", RECORD], stream)
+def test_what_ends_well(tmp_path: Path, stream: bool, finish: str) -> None:
+    status, text = reply(tmp_path, [Begun(["a-1"]), "one", {**RECORD, "finish": finish}], stream)
     assert status == 200
     whole = events_of(text)[-1] if stream else json.loads(text)
     assert (whole["model"], whole["sources"], whole["choices"][0]["finish_reason"]) == ("a-1", [], "stop")
+    assert whole["actqkv"]["finish"] == finish
     assert text.endswith("data: [DONE]\n\n") == stream
