@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offline: bool = False
     disk_limit: ByteSize | None = None  # of the whole library
-    budget: int | None = Field(default=None, ge=576, le=1 << 20)  # tokens
+    budget: int | None = Field(default=None, ge=96, le=1 << 20)  # tokens
     window: Annotated[int, AfterValidator(_window)] = 512  # tokens read at once
     positions: Literal["clamped", "compact", "original"] = "clamped"
     prefill: Literal["windowed", "full"] = "windowed"

@@ -350,7 +350,13 @@ def bench_quality(
             "niah_multikey, niah_multivalue, niah_multiquery, vt, facts, needle."
         ),
     ],
-    policies: Annotated[str, typer.Option(help="Comma-separated.")] = "full,hybrid,heads,lexical,actqkv,acre,streaming",
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated; also gold, the stock model on a question's own passage, and reread, on the text of "
+            "the blocks that hybrid attends to."
+        ),
+    ] = "full,hybrid,heads,lexical,actqkv,acre,streaming",
     budgets: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = "1024,2048",
     tokens: Annotated[
         str | None,
@@ -367,6 +373,9 @@ def bench_quality(
     seed: Annotated[int, typer.Option(help="Of the generators.")] = 0,
     doc: Annotated[str | None, typer.Option("--doc", help="The ingested document that questions are about.")] = None,
     generate: Annotated[bool, typer.Option("--generate", help="Also decode answers, and score them (slow).")] = False,
+    unanswerable: Annotated[
+        bool, typer.Option("--unanswerable", help="Also ask every document the questions of another one.")
+    ] = False,
     together: Annotated[
         bool, typer.Option("--together", help="Put every question to all documents at once, not to its own alone.")
     ] = False,
@@ -388,8 +397,8 @@ def bench_quality(
     wanted = command.Quality(
         sources=sources, policies=policies.split(","), budgets=_numbers("--budgets", budgets),
         tokens=_numbers("--tokens", tokens) if tokens else [], questions=questions, depths=depths, seed=seed,
-        haystack=haystack, doc=doc, generate=generate, together=together, out=out, picture=picture, markdown=markdown,
-        as_json=as_json,
+        haystack=haystack, doc=doc, generate=generate, unanswerable=unanswerable, together=together, out=out,
+        picture=picture, markdown=markdown, as_json=as_json,
     )  # fmt: skip
     command.quality(wanted, _settings(model=model, positions=positions, device=device, dtype=dtype, home=home))
 

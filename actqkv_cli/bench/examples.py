@@ -1,7 +1,9 @@
 """One question of a benchmark, and how many of them come to share a document."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from actqkv_cli.errors import UsageError
 
 BETWEEN = "\n\n"  # joined contexts
 
@@ -15,7 +17,9 @@ class Example:
     `bench.metrics`; max_tokens: of the answer; prefix: what the answer is made to begin with; classes: of a
     classification; spans: characters [start, end) of the context where the answer stands, if known; pages: the same
     as page numbers; depth: where the needle stands, in [0, 1]; document: the name of the document in the library that
-    is asked, in place of a context.
+    is asked, in place of a context; passage: the context that the question came with, where contexts were joined.
+
+    A question without answers is one that its document does not answer.
     """
 
     id: str
@@ -32,6 +36,7 @@ class Example:
     pages: tuple[int, ...] = ()
     depth: float | None = None
     document: str = ""
+    passage: str = ""
 
 
 def joined(examples: Iterable[Example], tokens: int, count: Callable[[str], int]) -> list[Example]:
@@ -59,5 +64,27 @@ def joined(examples: Iterable[Example], tokens: int, count: Callable[[str], int]
             start = places[example.context]
             spans = tuple((begin + start, end + start) for begin, end in example.spans)
             depth = spans[0][0] / len(text) if example.depth is not None else None
-            result.append(replace(example, context=text, spans=spans, depth=depth))
+            result.append(replace(example, context=text, spans=spans, depth=depth, passage=example.context))
     return result
+
+
+def unanswerable(examples: Sequence[Example]) -> list[Example]:
+    """The questions of every document put to the one before it, which does not answer them.
+
+    Raises UsageError where there is one document only.
+    """
+    contexts = list(dict.fromkeys(example.context for example in examples))
+    if len(contexts) < 2:
+        raise UsageError("questions of another document need two documents", "ask more questions, or lower --tokens")
+    other = dict(zip(contexts, [contexts[-1], *contexts[:-1]], strict=True))
+    return [
+        replace(
+            example,
+            task=f"{example.task}-unanswerable",
+            context=other[example.context],
+            answers=(),
+            spans=(),
+            passage="",
+        )
+        for example in examples
+    ]

@@ -10,8 +10,10 @@ from torch import Tensor
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.metrics import score
 from actqkv_cli.bench.paired import Measured, Setting
+from actqkv_cli.bench.yardsticks import YARDSTICKS
 from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode
+from actqkv_cli.engine.confidence import declines
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
@@ -20,6 +22,7 @@ from actqkv_cli.retrieval.policies import needs
 
 REFERENCE = "full"
 _TOGETHER = 8  # settings of a question that go through the model at once: more take memory for little
+_SHORT = {"contains": "best_subspan_em", "f1": "qa_f1"}
 _ALL_ANSWERS = frozenset({"string_match_all", "math_calc"})  # metrics that want every answer
 
 
@@ -51,8 +54,9 @@ def measure(
     blocks = gold_blocks(context, place, example)
     encoded = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix)
     reference: Tensor | None = None
-    for start in range(0, len(settings), _TOGETHER):
-        together = settings[start : start + _TOGETHER]
+    policies = [setting for setting in settings if setting[0] not in YARDSTICKS]
+    for start in range(0, len(policies), _TOGETHER):
+        together = policies[start : start + _TOGETHER]
         runs = session.start_all([(encoded, policy, budget or None) for policy, budget in together], len(gold))
         followed = session.follow(runs, gold)
         for (policy, budget), run, logits in zip(together, runs, followed, strict=True):
@@ -68,17 +72,31 @@ def measure(
                 again = session.start(encoded, policy, example.max_tokens, budget or None)
                 sampling = Sampling(max_tokens=example.max_tokens)
                 answer = decode(again, loaded.model, loaded.tokenizer, sampling)
-                values["score"] = score(example.metric, answer.text, example)
-            yield Measured(
-                example=example.id,
-                task=example.task,
-                document=document_name(example),
-                tokens=sum(document.tokens for document in context.documents),
-                policy=policy,
-                budget=budget,
-                values=values,
-                depth=example.depth,
-            )
+                values |= judged(example, answer.text)
+            yield measured(example, context, (policy, budget), values)
+
+
+def measured(example: Example, context: Context, setting: Setting, values: dict[str, float]) -> Measured:
+    return Measured(
+        example=example.id,
+        task=example.task,
+        document=document_name(example),
+        tokens=sum(document.tokens for document in context.documents),
+        policy=setting[0],
+        budget=setting[1],
+        values=values,
+        depth=example.depth,
+    )
+
+
+def judged(example: Example, answer: str) -> dict[str, float]:
+    """The benchmark's own score of an answer, for a short one both of the usual scores, and whether it declines."""
+    if not example.answers:
+        return {"declined_rightly": float(declines(answer))}
+    values = {"score": score(example.metric, answer, example), "declined": float(declines(answer))}
+    if example.metric in _SHORT.values():
+        values |= {name: score(metric, answer, example) for name, metric in _SHORT.items()}
+    return values
 
 
 def likelihood(log_p: Tensor, gold: Tensor, reference: Tensor | None) -> dict[str, float]:
@@ -107,6 +125,8 @@ def gold_blocks(context: Context, place: int, example: Example) -> list[set[int]
 
 
 def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
+    if not example.answers:
+        return torch.empty(0, dtype=torch.int64)
     text = ", ".join(example.answers) if example.metric in _ALL_ANSWERS else example.answers[0]
     return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from actqkv_cli import __version__
-from actqkv_cli.bench import results
+from actqkv_cli.bench import results, yardsticks
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Measured, Setting
-from actqkv_cli.bench.quality import document_name, document_of, measure
+from actqkv_cli.bench.quality import document_name, document_of, judged, measure, measured
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import Progress, ingest, model_identity
@@ -75,11 +75,16 @@ def measure_all(
                     else _scratch_document(loaded, folder / "library", context, how, cache, progress)
                 )
                 documents.append(OpenDocument(stack.enter_context(one), loaded.device))
-            session = stack.enter_context(session_over(loaded.model, context_of(documents, loaded.model), most))
+            side_by_side = context_of(documents, loaded.model)
             for place, example in left:
-                measured = list(measure(loaded, session, place, example, plan, generate))
-                results.append(folder, measured)
-                rows += measured
+                with session_over(loaded.model, side_by_side, most) as session:
+                    found = list(measure(loaded, session, place, example, plan, generate))
+                    texts = yardsticks.texts(session, loaded.tokenizer, place, example, plan)
+                for setting, text in texts.items():  # out of the session the model is stock
+                    answer = yardsticks.stock_answer(loaded, text, example)
+                    found.append(measured(example, side_by_side, setting, judged(example, answer)))
+                results.append(folder, found)
+                rows += found
                 number += 1
                 progress("asking/questions", number, len(examples))
     return rows

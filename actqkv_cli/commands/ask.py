@@ -145,12 +145,12 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def budget_of(settings: Settings, opened: "Sequence[OpenDocument]") -> int:
-    """Tokens per layer: as it is set, else what suits the policy."""
+def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", said: int = 0) -> int:
+    """Tokens per layer: as it is set, else what suits the policy, and a conversation of so many blocks."""
     from actqkv_cli.retrieval.policies import usual_budget
 
     manifest = opened[0].reader.manifest
-    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size)
+    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size, said)
 
 
 def _import() -> None:
@@ -190,7 +190,7 @@ def _tell(result: dict[str, Any], run: "Run", asked: Asked, block_size: int) -> 
         show_sources(result["sources"], result["supported"])
         _show_times(result)
     if asked.explain and asked.output == "text":
-        note(f"\nBlocks of {block_size} tokens attended beside sink and local window:")
+        note(f"\nBlocks of {block_size} tokens attended beside the sink:")
         for layer, blocks in enumerate(run.blocks_of_layers):
             note(f"  layer {layer:>3}: {len(blocks):>4} blocks: {' '.join(str(b) for b in blocks.tolist())}")
 

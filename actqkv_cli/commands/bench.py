@@ -29,8 +29,8 @@ NEEDLE = "needle"
 @dataclass(frozen=True)
 class Quality:
     """What `bench quality` is asked for. sources: files of questions or names of generators; tokens: of a document,
-    files' contexts are joined to it; questions: at most, of each source; together: whether each is put to all
-    documents; out: a folder that keeps what was measured."""
+    files' contexts are joined to it; questions: at most, of each source; unanswerable: whether those of other documents
+    are asked too; together: whether each is put to all documents; out: a folder that keeps what was measured."""
 
     sources: list[str]
     policies: list[str]
@@ -42,6 +42,7 @@ class Quality:
     haystack: Path | None
     doc: str | None
     generate: bool
+    unanswerable: bool
     together: bool
     out: Path | None
     picture: Path | None
@@ -52,14 +53,18 @@ class Quality:
 def quality(wanted: Quality, settings: Settings) -> None:
     """A row for each policy and budget over all questions, the paired differences, and a picture if one is wanted."""
     from actqkv_cli.bench import paired, pictures, report
+    from actqkv_cli.bench.examples import unanswerable
     from actqkv_cli.bench.quality import REFERENCE
     from actqkv_cli.bench.run import measure_all
+    from actqkv_cli.bench.yardsticks import GOLD, YARDSTICKS
     from actqkv_cli.retrieval.policies import needs
 
     for budget in wanted.budgets:
         load_settings(budget=budget)  # the same bounds as everywhere
-    for policy in wanted.policies:
+    for policy in set(wanted.policies) - set(YARDSTICKS):
         needs(policy)  # there is such a policy
+    if not wanted.generate and (wanted.unanswerable or set(wanted.policies) & set(YARDSTICKS)):
+        raise UsageError("what is answered shows in answers only", "add --generate")
     if wanted.picture:
         pictures.check(wanted.picture)
     entry = find(settings.home, wanted.doc) if wanted.doc is not None else None
@@ -67,8 +72,13 @@ def quality(wanted: Quality, settings: Settings) -> None:
     spec, dtype = known.get("name", settings.model), known.get("dtype", settings.dtype)
     loaded = load(locate(spec, settings, quiet=wanted.as_json), dtype, settings)
     examples = _examples(wanted, loaded, entry)
-    plan: list[Setting] = [(REFERENCE, 0)] if REFERENCE in wanted.policies else []
-    plan += [(policy, budget) for policy in wanted.policies if policy != REFERENCE for budget in wanted.budgets]
+    if wanted.unanswerable:
+        examples += unanswerable(examples)
+    without_budget = (REFERENCE, GOLD)
+    plan: list[Setting] = [(policy, 0) for policy in without_budget if policy in wanted.policies]
+    plan += [
+        (policy, budget) for policy in wanted.policies if policy not in without_budget for budget in wanted.budgets
+    ]
     with contextlib.ExitStack() as stack:
         folder = wanted.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-bench-")))
         show = stack.enter_context(progress(quiet=wanted.as_json))
@@ -77,7 +87,7 @@ def quality(wanted: Quality, settings: Settings) -> None:
             loaded, examples, plan, how, generate, settings.home, settings.cache, folder, wanted.together, show
         )
     summaries = paired.summaries(rows)
-    differences = paired.differences(rows, "nll", plan[0]) if len(plan) > 1 else []
+    differences = paired.differences(rows, "score" if generate else "nll", plan[0]) if len(plan) > 1 else []
     if wanted.picture:
         pictures.draw(rows, wanted.picture)
         note(f"drew {wanted.picture}")

@@ -33,6 +33,7 @@ class _Chat:
     opened: "list[OpenDocument]"
     conversation: "Conversation"
     locks: contextlib.ExitStack
+    said: tuple[str, str] | None = None  # the last question and its answer
     cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
@@ -79,13 +80,14 @@ def _answer(chat: _Chat, question: str) -> None:
 
     settings, model, tokenizer = chat.settings, chat.loaded.model, chat.loaded.tokenizer
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
-    budget = budget_of(settings, chat.opened)
-    encoded = encode_question(tokenizer, question, following=chat.conversation.turns > 0)
+    budget = budget_of(settings, chat.opened, chat.conversation.context.said)
+    encoded = encode_question(tokenizer, question, before=chat.said)
     said: list[str] = []
 
     def write(piece: str) -> None:
         said.append(piece)
-        _write(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
 
     with session_over(model, chat.conversation.context, budget) as session:
         terminal.check()
@@ -97,15 +99,11 @@ def _answer(chat: _Chat, question: str) -> None:
     sys.stdout.flush()
     chat.cited = cited(run, "".join(said))
     chat.conversation.add(run)
+    chat.said = question, "".join(said)
     pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]
     if chat.cited["supported"] is False:
         note("  Note: nothing of this answer stands in the sources.")
     note("  [" + "; ".join(dict.fromkeys(pages)) + "]\n" if pages else "")
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
 
 
 def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
@@ -124,7 +122,11 @@ def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
         field_name = name[1:]
         if value:
             chat.settings = _changed(chat.settings, field_name, value)
-        now = chat.settings.policy if name == "/policy" else f"{budget_of(chat.settings, chat.opened)} tokens"
+        now = (
+            chat.settings.policy
+            if name == "/policy"
+            else f"{budget_of(chat.settings, chat.opened, chat.conversation.context.said)} tokens"
+        )
         note(f"{field_name}: {now}")
     elif name == "/help":
         note(_HELP)

@@ -1,5 +1,6 @@
 """Decoding an answer, a token at a time."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,12 @@ Finish = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True)
 class Answer:
+    """likelihood: the geometric mean of its tokens' probabilities, that which ends it included."""
+
     text: str
     tokens: int
     finish: Finish
+    likelihood: float = 1.0
 
 
 Step = Callable[[list[Run], list[int]], object]
@@ -71,7 +75,7 @@ def decode_all(
     on_text: Callable[[int, str], None] = lambda row, piece: None,
 ) -> list[Answer]:
     """The same for several runs, whose tokens go through the model together; one that ends leaves the others to it."""
-    stop = _stop_tokens(model, tokenizer)
+    stop = stop_tokens(model, tokenizer)
     writers = [_Writer(tokenizer, sampling) for _ in runs]
     going = list(range(len(runs)))
     while going:
@@ -84,7 +88,7 @@ def decode_all(
         going = [row for row, _ in fed]
         if fed:
             step([runs[row] for row in going], [token for _, token in fed])
-    return [Answer("".join(writer.pieces).rstrip(), len(writer.tokens), writer.finish) for writer in writers]
+    return [writer.answer() for writer in writers]
 
 
 class _Writer:
@@ -98,10 +102,16 @@ class _Writer:
         self.pieces: list[str] = []
         self.tokens: list[int] = []
         self.finish: Finish = "length"
+        self._log_p: list[float] = []
+
+    def answer(self) -> Answer:
+        mean = sum(self._log_p) / max(len(self._log_p), 1)
+        return Answer("".join(self.pieces).rstrip(), len(self.tokens), self.finish, math.exp(mean))
 
     def draw(self, logits: Tensor, stop: set[int]) -> int | None:
         """The next token, or None where the model ends its turn."""
         token = _draw(logits, self._sampling, self._generator)
+        self._log_p.append(float(logits[token] - logits.logsumexp(dim=-1)))
         if token in stop:
             self.finish = "stop"
             return None
@@ -145,7 +155,8 @@ def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int
     return int(tokens[torch.multinomial(ordered, 1, generator=generator)])
 
 
-def _stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens with which the model ends its turn."""
     ends = model.generation_config.eos_token_id
     stop = set(ends if isinstance(ends, list) else [ends])
     return {token for token in stop | {tokenizer.eos_token_id} if token is not None}

@@ -47,14 +47,16 @@ class Source:
 class Context:
     """parts: in order; firsts: the block that each begins with; tokens: where the last part ends, gaps counted.
 
-    gaps: tokens `(m,)` of the row that are no one's, and unranked: those that may not be ranked, which are the gaps
-    and every document's sink; both int64 on the CPU.
+    said: blocks at the end of the row that hold the turns of a conversation; gaps: tokens `(m,)` of the row that are no
+    one's, and unranked: those that may not be ranked, which are the gaps and every document's sink; both int64 on the
+    CPU.
     """
 
     documents: tuple[OpenDocument, ...]
     parts: tuple[Part, ...]
     firsts: tuple[int, ...]
     tokens: int
+    said: int
     resident: Resident
     gaps: Tensor
     unranked: Tensor
@@ -80,7 +82,7 @@ class Context:
     def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
         """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks.
 
-        What was said in a conversation is no source, nor is the block that it begins in.
+        What was said in a conversation is no source.
         """
         ends = [*self.firsts[1:], len(ranking)]
         ranges = list(zip(self.documents, self.firsts, ends, strict=False))
@@ -108,7 +110,7 @@ def _by_part(parts: Sequence[Part], firsts: Sequence[int], ids: Tensor) -> list[
 
 
 def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns: Part | None = None) -> Context:
-    """Documents side by side, and behind them turns, which begin with what the last document's last block holds.
+    """Documents side by side, and behind them turns.
 
     Raises UsageError for documents that were read in different ways, StoreDamaged for one that does not fit its model.
     """
@@ -128,17 +130,14 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
     for document in documents:
         document.check(rows, query_heads)
     parts: tuple[Part, ...] = (*documents, *([turns] if turns else []))
-    lengths = [part.tokens for part in parts]
-    if turns:
-        lengths[-2] -= lengths[-2] % size
     firsts, gaps, unranked, position = [], [], [], 0
-    for number, length in enumerate(lengths):
+    for number, part in enumerate(parts):
         firsts.append(position // size)
         if number < len(documents):
-            unranked.append(torch.arange(position, position + min(sink, documents[number].tokens - 1)))
-        end = position + length
+            unranked.append(torch.arange(position, position + min(sink, part.tokens - 1)))
+        end = position + part.tokens
         position = -(-end // size) * size
-        if number < len(lengths) - 1:
+        if number < len(parts) - 1:
             gaps.append(torch.arange(end, position))
     none = torch.empty(0, dtype=torch.int64)
     hidden = torch.cat([*gaps, none])
@@ -147,6 +146,7 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
         parts=parts,
         firsts=tuple(firsts),
         tokens=end,
+        said=position // size - firsts[-1] if turns else 0,
         resident=_resident(documents, parts, firsts, end, query_heads),
         gaps=hidden,
         unranked=torch.cat([*unranked, hidden]).unique(),
@@ -174,10 +174,9 @@ def _resident(
     if len(parts) == 1:
         representatives, head_keys = documents[0].representatives, documents[0].head_keys
     else:
-        # A part ends where the next begins, so the block that turns take over from a document is theirs.
         ends = [*firsts[1:], -(-tokens // size)]
         counts = [end - first for first, end in zip(firsts, ends, strict=True)]
-        representatives = torch.cat([p.representatives[:, :n] for p, n in zip(parts, counts, strict=True)], dim=1)
+        representatives = torch.cat([part.representatives for part in parts], dim=1)
         known = [part.head_keys for part in parts]
         whole = [_fitted(keys, count * size) for keys, count in zip(known, counts, strict=True) if keys is not None]
         head_keys = torch.cat(whole, dim=1) if len(whole) == len(parts) else None
@@ -185,7 +184,7 @@ def _resident(
     def lexical(question: str) -> Tensor:
         if len(parts) == 1:
             return documents[0].lexical(question)
-        return torch.cat([part.lexical(question)[:count] for part, count in zip(parts, counts, strict=True)])
+        return torch.cat([part.lexical(question) for part in parts])
 
     def methods() -> Mapping[str, Tensor]:
         if len(parts) > 1:
@@ -207,5 +206,5 @@ def _resident(
 
 
 def _fitted(keys: Tensor, tokens: int) -> Tensor:
-    """Keys `(rows, T, d)` cut or padded to so many tokens."""
-    return pad(keys[:, :tokens], (0, 0, 0, max(0, tokens - keys.shape[1])))
+    """Keys `(rows, T, d)` padded to so many tokens."""
+    return pad(keys, (0, 0, 0, tokens - keys.shape[1]))

@@ -1,7 +1,7 @@
 """A conversation over documents: what was asked and answered stays, and falls under retrieval where it grows long.
 
-Turns continue the document. Their keys and values, as they were computed, form blocks behind its own; the local window
-ends where the next question begins, so the newest turns are in it, and older ones are blocks like all others.
+Turns continue the document. Their keys and values, as they were computed, form blocks behind its own. The newest of
+them are the local window of the next question; older ones are blocks like all others.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from actqkv_kernels import mean_representatives
 
 
 class _Turns:
-    """The part of a context that was said. states: of each layer, `(2, Hkv, T, d)`, keys un-rotated; it begins with
-    what the document's last block holds, so that it begins with a block. Words in it are not searched for."""
+    """The part of a context that was said. states: of each layer, `(2, Hkv, T, d)`, keys un-rotated. Its words are not
+    searched."""
 
     def __init__(self, states: Sequence[Tensor], manifest: Manifest, query_heads: int) -> None:
         size = manifest.geometry.block_size
@@ -52,20 +52,11 @@ class Conversation:
         self._documents = tuple(documents)
         self._states: list[Tensor] = []
         self.context: Context = context_of(self._documents, model)
-        self.turns = 0
 
     def add(self, run: Run) -> None:
         """Keep a question and as much of its answer as was fed."""
         manifest = self._documents[-1].reader.manifest
-        before = self._states or self._begun_block(manifest)
-        self._states = [torch.cat([old, layer.fed], dim=2) for old, layer in zip(before, run.layers, strict=True)]
+        fed = [layer.fed.clone() for layer in run.layers]
+        self._states = [torch.cat(both, dim=2) for both in zip(self._states, fed, strict=True)] if self._states else fed
         turns = _Turns(self._states, manifest, self._model.config.num_attention_heads)
         self.context = context_of(self._documents, self._model, turns)
-        self.turns += 1
-
-    def _begun_block(self, manifest: Manifest) -> list[Tensor]:
-        """Keys and values of the document's tokens behind its last whole block, of each layer."""
-        rest = manifest.tokens % manifest.geometry.block_size
-        last = torch.tensor([manifest.block_count - 1])
-        layers = range(manifest.geometry.layers)
-        return [self._documents[-1].blocks(layer, last)[0, :, :, :rest].clone() for layer in layers]

@@ -71,13 +71,13 @@ class LayerAttention:
         first = layout.near_start(position)
         end = -(-position // layout.block_size)
         local, places = self._gather(torch.arange(first, end))
-        self._near_places = places[places < position]
-        self.near_first = first * layout.block_size
+        self._near_places = places
+        self.near_first = min(first * layout.block_size, position)
         self.document_near = self._near_count = len(self._near_places)
         self._sink = torch.arange(layout.sink_blocks(position))
         _, heads, _, dim = local.shape
         self._near = local.new_empty((2, heads, self._near_count + room, dim))
-        self._near[:, :, : self._near_count] = local[:, :, : self._near_count]
+        self._near[:, :, : self._near_count] = local
         self._near_rotated = torch.empty_like(self._near[0])
         self._rotated_count = 0
         self._rotated_base = -1
@@ -173,7 +173,7 @@ class LayerAttention:
             keys, values = torch.cat([keys, selected.states[0]], dim=1), torch.cat([values, selected.states[1]], dim=1)
             self._far_places = torch.cat([self._far_places, selected.tokens])
         if self._positions == "original":
-            self._far_positions = self._far_places
+            self._far_positions = self._far_places - self._gaps_before(self._far_places)
         elif self._positions == "compact":
             self._far_positions = self._far_places.argsort().argsort()
         else:
@@ -190,15 +190,19 @@ class LayerAttention:
         size = self._layout.block_size
         states = _join(self._source.blocks(self._layer, ids))
         places = (ids[:, None] * size + torch.arange(size)).flatten()
-        if self._gaps is None:
-            return states, places
-        kept = ~torch.isin(places, self._gaps)
-        return states[:, :, kept.to(states.device)], places[kept]
+        kept = places < self._position
+        if self._gaps is not None:
+            kept &= ~torch.isin(places, self._gaps)
+        return (states, places) if kept.all() else (states[:, :, kept.to(states.device)], places[kept])
+
+    def _gaps_before(self, places: Tensor) -> Tensor | int:
+        """How many tokens before each of `places` are no one's."""
+        return 0 if self._gaps is None else torch.searchsorted(self._gaps, places)
 
     def _near_base(self) -> int:
         """The position that the first key of the local window takes."""
         if self._positions == "original":
-            return self.near_first
+            return self.near_first - int(self._gaps_before(torch.tensor(self.near_first)))
         return self.far_tokens if self._positions == "compact" else 0
 
     def _rotate_near(self, base: int) -> Tensor:

@@ -73,7 +73,7 @@ class PagedLayer:
             self._position = position
             layout = self._layout
             first = layout.near_start(position)
-            self.near_first = first * layout.block_size
+            self.near_first = min(first * layout.block_size, position)
             self._local = self._of_blocks(torch.arange(first, -(-position // layout.block_size)))
             self.document_near = int((self._local.places >= 0).sum())
             self._fed = self._lease(0)
@@ -159,7 +159,7 @@ class PagedLayer:
     @property
     def simple(self) -> bool:
         """Whether a block's positions depend on nothing but the block."""
-        return self._gaps is None and self._positions != "compact"
+        return self._gaps is None and self._positions == "original"
 
     def record(self, moment: Moment, policy: RetrievalPolicy) -> None:
         """Make ready for recorded steps: what they read has one place from now on."""
@@ -200,11 +200,9 @@ class PagedLayer:
         page = self._table[ids.clamp(min=0)]
         there = (ids >= 0) & (page >= 0)
         size, sinks = self._layout.block_size, len(self._sink)
-        places = torch.zeros((), dtype=torch.int32, device=ids.device)
-        if self._positions == "original":
-            places = ids[:, None] * size + torch.arange(size, dtype=torch.int32, device=ids.device)
+        places = ids[:, None] * size + torch.arange(size, dtype=torch.int32, device=ids.device)
         self._far_list.slots[sinks:] = torch.where(there, page, 0)
-        self._far_list.positions[sinks:] = torch.where(there[:, None], places, -1)
+        self._far_list.positions[sinks:] = torch.where(there[:, None] & (places < self._position), places, -1)
 
     def note_chosen(self, ids: Tensor, bring: bool) -> None:
         """A recorded step chose these blocks, int64 `(n,)` on the CPU. bring: have them in the pool, and hold them."""
@@ -212,7 +210,8 @@ class PagedLayer:
         if bring:
             held = self.pool.hold(self._layer, self.pool.bring(self._layer, ids))
         self._played = ids, held
-        self.far_tokens = (len(self._sink) + len(ids)) * self._layout.block_size
+        size = self._layout.block_size
+        self.far_tokens = int((self._position - torch.cat([self._sink, ids]) * size).clamp(max=size).sum())
 
     @property
     def _far_query_position(self) -> int | None:
@@ -222,8 +221,12 @@ class PagedLayer:
     def _near_base(self) -> int:
         """The position that the first key of the local window takes."""
         if self._positions == "original":
-            return self.near_first
+            return self.near_first - int(self._gaps_before(torch.tensor(self.near_first)))
         return self.far_tokens if self._positions == "compact" else 0
+
+    def _gaps_before(self, places: Tensor) -> Tensor | int:
+        """How many tokens before each of `places` are no one's."""
+        return 0 if self._gaps is None else torch.searchsorted(self._gaps, places)
 
     def _last_position(self, base: int) -> int:
         """Behind all positions that queries and keys may have."""
@@ -277,7 +280,7 @@ class PagedLayer:
         if self._positions == "clamped":
             positions[there] = 0
         elif self._positions == "original":
-            positions = places
+            positions[there] = places[there] - self._gaps_before(places[there])
         else:
             positions[there] = places[there].argsort().argsort()
         as_stored = self._positions == "clamped" and self._rotary.zero_is_identity

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from actqkv_cli.engine.context import Context, Source, context_of
 from actqkv_cli.engine.document import OpenDocument
+from actqkv_cli.engine.layer import Positions
 from actqkv_cli.engine.layers import Layer, make_layers, paged
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.recorded import RecordedStep, recordable
@@ -37,6 +38,9 @@ def session_over(model: PreTrainedModel, context: Context, budget: int | None = 
     """Put our attention on the model.
 
     budget: tokens per layer beside the question, unless a question has its own; None: as the document was read with.
+
+    A question sees sink, retrieved blocks and the newest turns of a conversation. The end of a document is no context
+    of a question, as it is of the text that follows it: a small model would answer from it.
     """
     with actqkv_attention(model) as rotary:
         yield Session(model, rotary, context, budget)
@@ -51,7 +55,11 @@ class Session:
         self.model = model
         self.context = context
         self.tokens = context.tokens
-        self.layout = Layout(geometry.block_size, reading.sink, reading.local, budget or reading.budget)
+        size, budget = geometry.block_size, budget or reading.budget
+        local = min(reading.local, context.said * size, (budget - reading.sink) // size * size)
+        self.layout = Layout(size, reading.sink, local, budget)
+        # Keys that stand in a row before the question are read better than keys at one distance, which reading needs.
+        self._positions: Positions = "original" if reading.positions == "original" else "compact"
         self.resident = context.resident
         self._reading = reading
         self._workspace = Workspace()
@@ -68,6 +76,7 @@ class Session:
             unranked=self.context.unranked,
             own=question.own,
             text=question.text,
+            before=question.before,
             score=self._reading.score,
         )
 
@@ -172,7 +181,7 @@ class Session:
             policy.select,
             self._rotary,
             self.layout,
-            self._reading.positions,
+            self._positions,
             self.context.gaps,
             self._workspace,
         )
@@ -218,7 +227,7 @@ class Run:
 
     @property
     def attended(self) -> set[int]:
-        """The document's blocks that some layer attends to: sink, local window, and the retrieved ones."""
+        """The blocks that some layer attends to: sink, the newest turns, and the retrieved ones."""
         layout, tokens = self._session.layout, self._session.tokens
         always = {
             *range(layout.sink_blocks(tokens)),

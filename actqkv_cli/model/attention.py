@@ -10,7 +10,7 @@ State travels in a `Cache` whose `update` hands the attention function a `Handle
 import functools
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -83,13 +83,13 @@ def attention_cache(*rows: Sequence[AttentionLayer], lengths: Sequence[int] | No
 
 def feed(module: PreTrainedModel, ids: Tensor, cache: Cache, **options: Any) -> Any:
     """The output of a model, or of its decoder, for tokens `(B, W)` and a cache of `attention_cache`."""
-    return module(input_ids=ids, use_cache=True, **{_cache_argument(type(module)): cache}, **options)
+    return module(input_ids=ids, use_cache=True, **{_cache_argument(type(module).forward): cache}, **options)
 
 
 @functools.cache
-def _cache_argument(module: type[nn.Module]) -> str:
+def _cache_argument(forward: Callable[..., Any]) -> str:
     # transformers renamed it in 5.24, and warns of the old name.
-    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def _attention(

@@ -5,7 +5,7 @@ Everything up to the end of the document is read once and stored; the question a
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from actqkv_cli.errors import UsageError
 
 _DOCUMENT, _QUESTION = "<<actqkv-document>>", "<<actqkv-question>>"
+DECLINED = "The document does not say."
 _CONTENT = (
     "Here is a document.\n\n"
     f"{_DOCUMENT}\n\n"
-    "Answer the question from the document, in a few words.\n"
-    f"Question: {_QUESTION}"
+    f"Question: {_QUESTION}\n"
+    "If the document answers this question, give the answer in a few words. "
+    f'If it does not, reply "{DECLINED}"'
 )
 _ANSWER, _NEXT = "<<actqkv-answer>>", "<<actqkv-next>>"
 _PLAIN_END = "\nAnswer:"
@@ -51,11 +53,13 @@ class EncodedDocument:
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """What is fed at question time: ids `(W,)` int64, which of them are the question's own, and its text."""
+    """What is fed at question time: ids `(W,)` int64, which of them are the question's own, its text, and that of the
+    turn before it, in a conversation."""
 
     ids: Tensor
     own: slice
     text: str = ""
+    before: str = ""
 
 
 def template(tokenizer: Any) -> Template:
@@ -106,20 +110,21 @@ def encode_document(tokenizer: Any, pages: list[tuple[int, int, str]]) -> Encode
 
 
 def encode_question(
-    tokenizer: Any, question: str, instruction: str = "", prefix: str = "", following: bool = False
+    tokenizer: Any, question: str, instruction: str = "", prefix: str = "", before: tuple[str, str] | None = None
 ) -> EncodedQuestion:
     """The question between the rest of the template.
 
     instruction: how to answer, on lines of its own behind the question; prefix: what the answer is made to begin with;
-    following: it follows an answer that was fed before, and not the document.
+    before: the question and the answer that it follows, which were fed before; without, it follows the document.
     """
     parts = template(tokenizer)
-    between = tokenizer(parts.turn if following else parts.between, add_special_tokens=False)["input_ids"]
+    between = tokenizer(parts.turn if before else parts.between, add_special_tokens=False)["input_ids"]
     own = _encode_plain(tokenizer, question)["input_ids"]
     after = _encode_plain(tokenizer, f"\n{instruction}")["input_ids"] if instruction else []
     after += tokenizer(parts.after, add_special_tokens=False)["input_ids"]
     after += _encode_plain(tokenizer, prefix)["input_ids"]
-    return EncodedQuestion(torch.tensor(between + own + after), slice(len(between), len(between) + len(own)), question)
+    place = slice(len(between), len(between) + len(own))
+    return EncodedQuestion(torch.tensor(between + own + after), place, question, "\n".join(before or ()))
 
 
 def encode_turns(
@@ -129,13 +134,15 @@ def encode_turns(
 
     instruction: as of `encode_question`, to the last one.
     """
-    before: list[int] = []
-    for number, (asked, answer) in enumerate(turns):
-        before += encode_question(tokenizer, asked, following=number > 0).ids.tolist()
-        before += _encode_plain(tokenizer, answer)["input_ids"]
-    last = encode_question(tokenizer, question, instruction, following=bool(turns))
-    own = slice(last.own.start + len(before), last.own.stop + len(before))
-    return EncodedQuestion(torch.cat([torch.tensor(before, dtype=torch.int64), last.ids]), own, question)
+    fed: list[int] = []
+    before = None
+    for asked, answer in turns:
+        fed += encode_question(tokenizer, asked, before=before).ids.tolist()
+        fed += _encode_plain(tokenizer, answer)["input_ids"]
+        before = asked, answer
+    last = encode_question(tokenizer, question, instruction, before=before)
+    own = slice(last.own.start + len(fed), last.own.stop + len(fed))
+    return replace(last, ids=torch.cat([torch.tensor(fed, dtype=torch.int64), last.ids]), own=own)
 
 
 def _encode_plain(tokenizer: Any, text: str) -> Any:

@@ -62,9 +62,11 @@ def kv_head(head: int, query_heads: int, kv_heads: int) -> int:
 class Task:
     """One question to one document, as a policy sees it.
 
-    candidates: the blocks between sink and local window; blocks: how many of them a layer may have, on average;
+    candidates: the blocks behind the sink, and before the newest turns of a conversation; blocks: how many of them a
+    layer may have, on average;
     unranked: tokens that may not be ranked, int64 on the CPU: the sink, at which every head looks whatever is asked;
-    own: the question's own tokens in its window (template left out); text: the question itself.
+    own: the question's own tokens in its window (template left out); text: the question itself; before: the turn of the
+    conversation that it follows.
     """
 
     resident: Resident
@@ -75,6 +77,7 @@ class Task:
     unranked: Tensor
     own: slice
     text: str = ""
+    before: str = ""
     score: Literal["dot", "cosine"] = "dot"
 
     @property

@@ -127,7 +127,7 @@ def _answer(job: Job, settings: Settings) -> dict[str, Any]:
         opened = kept.open_documents(entries)
         budget = budget_of(asked, opened)
         encoded = encode_turns(loaded.tokenizer, turns, question, instruction)
-        _check_room(loaded, encoded, opened[0].reader.manifest.reading.local, asked.max_tokens)
+        _check_room(loaded, encoded, budget, asked.max_tokens)
         sampling = Sampling(asked.temperature, asked.top_p, asked.seed, asked.max_tokens)
         with session_over(loaded.model, kept.context_of(opened), budget) as session:
             run = session.start(encoded, asked.policy, room=asked.max_tokens)
@@ -148,13 +148,13 @@ def _documents(request: ChatRequest, settings: Settings) -> list[Entry]:
     return list({entry.id: entry for entry in found}.values())
 
 
-def _check_room(loaded: "LoadedModel", encoded: "EncodedQuestion", local: int, longest: int) -> None:
+def _check_room(loaded: "LoadedModel", encoded: "EncodedQuestion", budget: int, longest: int) -> None:
     """Raises UsageError if the question's and the answer's positions would leave the range that the model knows."""
     window, tokens = loaded.model.config.max_position_embeddings, len(encoded.ids)
-    if local + tokens + longest > window:
+    if budget + tokens + longest > window:
         raise UsageError(
             f"the messages ({tokens:,} tokens) and max_tokens ({longest:,}) do not fit into the model's window of "
-            f"{window:,} tokens, of which the document's local window takes {local:,}"
+            f"{window:,} tokens, of which the budget takes {budget:,}"
         )
 
 

@@ -28,7 +28,7 @@ def _on_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("library") / "document"
-    how = tiny.reading(positions="clamped", budget=BUDGET, baselines=True)
+    how = tiny.reading(positions="original", budget=BUDGET, baselines=True)
     tiny.ingest(tiny.model(), tiny.tokens(413), folder, how, tiny.HEADS, 64)
     return folder
 

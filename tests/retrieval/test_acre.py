@@ -312,7 +312,7 @@ def test_a_question_without_tokens_of_its_own() -> None:
 
 # In a session
 
-BUDGET = tiny.SINK + tiny.LOCAL + 6 * tiny.BLOCK
+BUDGET = tiny.SINK + 6 * tiny.BLOCK
 
 
 def stored(folder: Path, tokens: int = 301, **how: Any) -> Path:
@@ -346,14 +346,13 @@ def attended(session: Session, started: Run) -> Tensor:
     blocks, tokens = (chosen.blocks, chosen.tokens) if isinstance(chosen, Selection) else (chosen, chosen[:0])
     whole = torch.cat([torch.arange(tiny.SINK // tiny.BLOCK), blocks])
     within = (whole[:, None] * tiny.BLOCK + torch.arange(tiny.BLOCK)).flatten()
-    near = torch.arange(session.layout.near_start(session.tokens) * tiny.BLOCK, session.tokens)
-    return torch.cat([within, tokens, near])
+    return torch.cat([within, tokens])
 
 
 @pytest.mark.parametrize("family", ["llama", "yarn", "qwen3"])
 @pytest.mark.parametrize("spec", ["acre:l1", "acre", "acre:mean:attended", "acre:random", "streaming", "lexical"])
 def test_the_answer_is_stocks_with_all_else_masked(family: str, spec: str, tmp_path: Path) -> None:
-    """Sink, L1, refilled groups and local window at their true positions: transformers itself, shown no more."""
+    """Sink, L1 and refilled groups at their true positions: transformers itself, shown no more."""
     model, ids = tiny.model(family), tiny.tokens(200 + 9 + 5)
     document, asked, answer = ids.split([200, 9, 5])
     tiny.ingest(model, document, tmp_path / "document", tiny.reading(baselines=True), tiny.HEADS, 64)
@@ -363,11 +362,10 @@ def test_the_answer_is_stocks_with_all_else_masked(family: str, spec: str, tmp_p
         seen = attended(session, started)
     assert len(seen.unique()) == len(seen) <= BUDGET
     if spec == "acre:l1":
-        size = l1_grouping(20, 6 * tiny.BLOCK)
+        size = l1_grouping(24, 6 * tiny.BLOCK)
         assert seen.tolist() == [
             *range(tiny.SINK),
-            *[(group[-1] + 1) * tiny.BLOCK - 1 for group in groups_of(range(1, 21), size)],
-            *range(168, 200),
+            *[(group[-1] + 1) * tiny.BLOCK - 1 for group in groups_of(range(1, 25), size)],
         ]
     stock = tiny.stock_logits(model, ids, 6, 200, seen)
     torch.testing.assert_close(ours, stock, atol=1e-4, rtol=0)
@@ -389,7 +387,7 @@ def test_a_planted_key_gets_its_group_refilled(
         return real(self, layer, query)
 
     monkeypatch.setattr(acre.Policy, "select", noting)
-    with tiny.opened(tiny.model(), original, tiny.SINK + tiny.LOCAL + blocks * tiny.BLOCK) as session:
+    with tiny.opened(tiny.model(), original, tiny.SINK + blocks * tiny.BLOCK) as session:
         task = session.task(asked)
         size, most = grouping(len(task.candidates), task.blocks * tiny.BLOCK, tiny.BLOCK)
         assert (size, most > 0) == (2 if blocks == 4 else 1, True)
@@ -414,10 +412,10 @@ def test_a_planted_key_gets_its_group_refilled(
 
 
 def test_the_budget_holds_for_every_layer_and_step(original: Path) -> None:
-    """Sink, local window, L1 and refilled blocks together, by the tokens that are really attended."""
+    """Sink, L1 and refilled blocks together, by the tokens that are really attended."""
     asked = tiny.question(tiny.tokens(9, 10))
     with tiny.opened(tiny.model(), original) as session:
-        for budget in (tiny.SINK + tiny.LOCAL, 41, 47, 55, BUDGET, BUDGET + 5, 150, 300, 400):
+        for budget in (tiny.SINK, 9, 15, 23, BUDGET, BUDGET + 5, 150, 300, 400):
             for option in OPTIONS:
                 started = session.start(asked, f"acre{option}", 2, budget)
                 for token in (1, 2):

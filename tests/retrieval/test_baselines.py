@@ -154,11 +154,11 @@ def test_a_text_without_words_has_no_scores(text: str, tmp_path: Path) -> None:
 
 def test_in_a_session_the_words_of_the_question_find_their_block(tmp_path: Path) -> None:
     """And it is what all layers attend to, and what is cited."""
-    document, budget = tiny.tokens(301), tiny.SINK + tiny.LOCAL + 3 * BLOCK
+    document, budget = tiny.tokens(301), tiny.SINK + 3 * BLOCK
     document[document == 777] = 0
     document[155] = 777  # in block 19
-    tiny.ingest(tiny.model(), document, tmp_path / "document", tiny.reading(budget=budget))
-    with tiny.opened(tiny.model(), tmp_path / "document") as session:
+    tiny.ingest(tiny.model(), document, tmp_path / "document", tiny.reading())
+    with tiny.opened(tiny.model(), tmp_path / "document", budget) as session:
         run = session.start(tiny.question(torch.tensor([777])), "lexical", 2)
         run.step(5)
         assert [ids.tolist() for ids in run.blocks_of_layers] == [[18, 19, 20]] * 4

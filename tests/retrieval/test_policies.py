@@ -200,7 +200,9 @@ def test_what_was_not_kept_is_asked_for(spec: str) -> None:
 def test_usual_budgets() -> None:
     """A policy that knows its best number of blocks gets them; any other what the document was read with."""
     how = tiny.reading(budget=1000)
-    assert usual_budget("heads", how, BLOCK) == tiny.SINK + tiny.LOCAL + 12 * BLOCK
+    assert usual_budget("heads", how, BLOCK) == tiny.SINK + 12 * BLOCK
+    assert usual_budget("heads", how, BLOCK, said=1) == tiny.SINK + 13 * BLOCK
+    assert usual_budget("heads", how, BLOCK, said=100) == tiny.SINK + tiny.LOCAL + 12 * BLOCK
     assert usual_budget("heads:uniform", how, BLOCK) == usual_budget("heads", how, BLOCK)
     assert usual_budget("quest", how, BLOCK) == usual_budget("acre:layer", how, BLOCK) == 1000
 

@@ -17,11 +17,12 @@ def policy_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def usual_budget(name: str, reading: Reading, block_size: int) -> int:
+def usual_budget(name: str, reading: Reading, block_size: int, said: int = 0) -> int:
     """Tokens per layer unless the user says otherwise: with a policy's BLOCKS, if it says so, else what the document
-    was read with. Raises UsageError for a name that there is not."""
+    was read with. said: blocks of a conversation's turns. Raises UsageError for a name that there is not."""
     blocks: int | None = getattr(_module(name)[0], "BLOCKS", None)
-    return reading.budget if blocks is None else reading.sink + reading.local + blocks * block_size
+    local = min(reading.local, said * block_size)
+    return reading.budget if blocks is None else reading.sink + local + blocks * block_size
 
 
 def needs(name: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from actqkv_cli.retrieval.fixed import FixedScores
 from actqkv_cli.retrieval.policy import Task
 
 BLOCKS = 12
+BEFORE = 0.5
 
 
 class Policy(FixedScores):
@@ -18,6 +19,12 @@ class Policy(FixedScores):
 
 
 def lexical_scores(task: Task) -> Tensor:
-    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those that may not be ranked have 0."""
+    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those that may not be ranked have 0.
+
+    "When was it finished?" says nothing of what it is about: the turn before it counts too, for half.
+    """
     assert task.resident.lexical is not None
-    return task.resident.lexical(task.text) * task.ranked_blocks
+    scores = task.resident.lexical(task.text)
+    if task.before:
+        scores = scores + BEFORE * task.resident.lexical(task.before)
+    return scores * task.ranked_blocks

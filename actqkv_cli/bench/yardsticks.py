@@ -1,0 +1,66 @@
+"""What answers from the cache are held against: the same model, stock, that is given a text and nothing else.
+
+`gold`: the passage that the question came with, the ceiling of what the model can read; `reread`: the text of the
+blocks that the default policy attended to, read anew.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from actqkv_cli.bench.examples import Example
+from actqkv_cli.bench.paired import Setting
+from actqkv_cli.engine.answer import stop_tokens
+from actqkv_cli.engine.context import Context
+from actqkv_cli.engine.session import Session
+from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.retrieval.lexical import block_texts
+
+GOLD, REREAD = "gold", "reread"
+YARDSTICKS = (GOLD, REREAD)
+
+
+def texts(
+    session: Session, tokenizer: Any, place: int, example: Example, settings: Sequence[Setting]
+) -> dict[Setting, str]:
+    """What the model is given under those settings that are yardsticks. place: as in `quality.measure`."""
+    question = encode_question(tokenizer, example.question, example.instruction, example.prefix)
+    found = {}
+    for policy, budget in settings:
+        if policy == GOLD:
+            found[policy, budget] = example.passage or example.context
+        elif policy == REREAD:
+            attended = session.start(question, "hybrid", 1, budget or None).attended
+            found[policy, budget] = _joined(session.context, place, attended)
+    return found
+
+
+def _joined(context: Context, place: int, blocks: set[int]) -> str:
+    """The text of blocks of one document, in order."""
+    of_blocks = block_texts(context.documents[place].reader)
+    ours = sorted(block - context.firsts[place] for block in blocks)
+    ours = [block for block in ours if 0 <= block < len(of_blocks)]
+    # Blocks that are no neighbours do not run on into one another.
+    begins = {block for before, block in pairwise([-2, *ours]) if before != block - 1}
+    return "".join("\n\n" * (block in begins) + of_blocks[block] for block in ours).strip()
+
+
+def stock_answer(loaded: LoadedModel, text: str, example: Example) -> str:
+    """What transformers alone generates, greedily, behind a text and the question."""
+    document = encode_document(loaded.tokenizer, [(1, 0, text)]).ids.long()
+    question = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix).ids
+    ids = torch.cat([document, question])[None].to(loaded.model.device)
+    stop = sorted(stop_tokens(loaded.model, loaded.tokenizer))
+    with torch.inference_mode():
+        out = loaded.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=type(loaded.model.generation_config)(
+                max_new_tokens=example.max_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+            ),
+        )
+    answer: str = loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return answer.strip()

@@ -1,0 +1,24 @@
+"""How far an answer can be trusted: whether it declines, and how likely it is to be right."""
+
+import re
+
+from torch import Tensor
+
+_TELLS = "say|state|mention|specif|provide|contain|answer|include|give|tell"
+_DECLINES = re.compile(
+    rf"\b(?:document|text|passage|context)\b.{{0,20}}(?:not|n't|n’t|no)\b.{{0,20}}(?:{_TELLS}|information)"
+    rf"|\bnot (?:explicitly |directly )?(?:{_TELLS})|\bnot in the (?:document|text)"
+    r"|\bno (?:information|answer|mention)\b|\bunanswerable\b",
+    re.IGNORECASE,
+)
+
+
+def declines(answer: str) -> bool:
+    """Whether an answer says that the document does not say, in the words of the prompt or in others."""
+    return not answer.strip() or _DECLINES.search(answer[:120]) is not None
+
+
+def strength(ranking: Tensor) -> float:
+    """By how many deviations the best block of a ranking `(N,)` stands above their mean; 0 where all are alike."""
+    spread = float(ranking.std(correction=0))
+    return float(ranking.max() - ranking.mean()) / spread if spread > 0 else 0.0
