@@ -1,8 +1,7 @@
 """A GGUF file, converted once to the safetensors folder that is loaded ever after."""
 
-import contextlib
-import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -13,9 +12,10 @@ from typing import Any
 from filelock import FileLock
 
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.files import Progress, first_line, out_of_space
+from actqkv_cli.model.files import WEIGHTS, Progress, first_line, out_of_space
 
 _SOURCE = "model.gguf"
+_CHUNK = 1 << 22  # values that are converted at once
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's kinds of token
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -74,8 +74,15 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     from actqkv_cli.model.load import is_out_of_memory, quiet_transformers, refuse_unfit
 
     size = path.stat().st_size
-    if progress is not None:
-        progress("convert", 0, size)
+    done = 0
+
+    def converted(more: int) -> None:
+        nonlocal done
+        done = min(done + more, size)
+        if progress is not None:
+            progress("convert", done, size)
+
+    converted(0)
     header = _read_header(path)
     refuse_unfit({"model_type": header["general.architecture"]})
     _refuse_scaled_rotary(header)
@@ -84,8 +91,8 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     source.mkdir()
     (source / _SOURCE).symlink_to(path.resolve())
     try:
-        with quiet_transformers(), _no_bars():
-            _convert_weights(source, target)
+        with quiet_transformers():
+            _convert_weights(source, target, converted)
             _convert_tokenizer(source, header, target)
     except (ActqkvError, OSError):
         raise
@@ -95,8 +102,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
         if out_of_space(error):
             raise DiskFull(f"no space left to convert {path.name}") from error
         raise UsageError(f"{path.name} cannot be converted: {first_line(error)}") from error
-    if progress is not None:
-        progress("convert", size, size)
+    converted(size)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -128,24 +134,100 @@ def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
         )
 
 
-def _convert_weights(source: Path, target: Path) -> None:
+def _convert_weights(source: Path, target: Path, progress: Callable[[int], None]) -> None:
+    """One tensor after the other: transformers would hold the whole model, parts of it several times over."""
+    import gguf
     import torch
-    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from actqkv_cli.model.load import refuse_unfit
 
-    # From 5.20 or so transformers keeps GGUF weights packed unless told otherwise; before, it never did.
-    unpacked = getattr(transformers, "GgufConfig", None)
-    how = {} if unpacked is None else {"quantization_config": unpacked(dequantize=True)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=_SOURCE, dtype=torch.bfloat16, local_files_only=True, **how
-    )
-    model.save_pretrained(target)
+    reader = gguf.GGUFReader(source / _SOURCE)
+    config = AutoConfig.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tensors = _matched(model, reader)
+    if "lm_head.weight" in tensors and _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+        # An output layer that is the embeddings' copy; one that is quantized more finely stays what it is.
+        del tensors["lm_head.weight"]
+        model.config.tie_word_embeddings = True
+    target.mkdir()
+    with (target / WEIGHTS).open("wb") as file:
+        file.write(_safetensors_header({name: _shape(tensor) for name, tensor in tensors.items()}))
+        for name in sorted(tensors):
+            for rows in _bfloat16_rows(tensors[name], _heads_to_reorder(name, reader, config)):
+                file.write(rows)
+            progress(tensors[name].n_bytes)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
     config_file = target / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
-    refuse_unfit(config)
-    _write_json(config_file, config)
+    written = json.loads(config_file.read_text(encoding="utf-8"))
+    written = {key: value for key, value in written.items() if not key.startswith("_")}
+    refuse_unfit(written)
+    _write_json(config_file, written)
+
+
+def _matched(model: Any, reader: Any) -> dict[str, Any]:
+    """The file's tensors by the names of the model's parameters. Raises UsageError when one is not there or unfit."""
+    import gguf
+
+    family = reader.fields["general.architecture"].contents()
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    present = {tensor.name: tensor for tensor in reader.tensors}
+    found = {}
+    for name, parameter in model.named_parameters():  # a tied head once
+        tensor = present.get(names.get_name(name, (".weight", ".bias")))
+        if tensor is None or _shape(tensor) != list(parameter.shape):
+            raise UsageError(f"the GGUF file has no {name} of shape {list(parameter.shape)}")
+        found[name] = tensor
+    return found
+
+
+def _shape(tensor: Any) -> list[int]:
+    return [int(size) for size in reversed(tensor.shape)]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    import numpy
+
+    return one.tensor_type == other.tensor_type and numpy.array_equal(one.data, other.data)
+
+
+def _heads_to_reorder(name: str, reader: Any, config: Any) -> int:
+    """How many heads the tensor has whose rows llama.cpp keeps in another order; 0: none."""
+    if reader.fields["general.architecture"].contents() != "llama":
+        return 0
+    if ".q_proj." in name:
+        return int(config.num_attention_heads)
+    return int(config.num_key_value_heads) if ".k_proj." in name else 0
+
+
+def _bfloat16_rows(tensor: Any, heads: int) -> Iterator[Any]:
+    """The tensor's values as bfloat16 bytes, some rows at a time. heads: see `_heads_to_reorder`."""
+    import gguf
+    import torch
+
+    step = len(tensor.data) if heads else max(1, _CHUNK // max(1, tensor.n_elements // len(tensor.data)))
+    for start in range(0, len(tensor.data), step):
+        values = torch.from_numpy(gguf.dequantize(tensor.data[start : start + step], tensor.tensor_type).copy())
+        if heads:  # the rotated pairs lie side by side there, and half a head apart here
+            values = values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        yield values.bfloat16().contiguous().view(torch.uint8).numpy()
+
+
+def _safetensors_header(shapes: dict[str, list[int]]) -> bytes:
+    """For tensors of bfloat16 that follow by name, as safetensors itself writes it."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name in sorted(shapes):
+        end = place + 2 * math.prod(shapes[name])
+        entries[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [place, end]}
+        place = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> None:
@@ -211,19 +293,6 @@ def _sentencepiece_tokenizer(source: Path) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
     return tokenizer.backend_tokenizer
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    # The GGUF reader of transformers draws with tqdm itself, deaf to the setting that silences the others.
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    drawing = tqdm.__init__
-    tqdm.__init__ = functools.partialmethod(drawing, disable=True)
-    try:
-        yield
-    finally:
-        tqdm.__init__ = drawing
 
 
 def _flush(folder: Path) -> None:
