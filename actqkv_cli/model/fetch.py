@@ -138,7 +138,7 @@ def _from_hub(model: KnownModel, fetched: Path, progress: Progress | None) -> st
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url
 
     assert model.hub is not None
-    place = {"repo_id": model.hub.repo, "filename": model.file, "revision": model.hub.revision}
+    place: dict[str, Any] = {"repo_id": model.hub.repo, "filename": model.file, "revision": model.hub.revision}
     try:
         get_session().head(hf_hub_url(**place), timeout=_TO_ANSWER)
         # What is left of an interrupted download is in there, too, and is gone on with.

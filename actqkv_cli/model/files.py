@@ -257,6 +257,10 @@ def _hash_json(value: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

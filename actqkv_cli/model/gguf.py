@@ -1,21 +1,18 @@
 """A GGUF file, converted once to the safetensors folder that is loaded ever after."""
 
-import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.files import WEIGHTS, Progress, first_line, out_of_space
+from actqkv_cli.model.files import Progress, first_line, out_of_space, write_json
 
 _SOURCE = "model.gguf"
-_CHUNK = 1 << 22  # values that are converted at once
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's kinds of token
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -46,7 +43,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.parent / f".{folder.name}.part"
+    scratch = _scratch(folder)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
@@ -65,12 +62,33 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def removed_once(folder: Path, paths: list[Path]) -> None:
+    """Deletes what `made_once` made, and what else belongs to it. Raises UsageError while it is being made."""
+    scratch = _scratch(folder)
+    try:
+        with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
+            for path in paths:
+                # Renamed first: a kill in the middle never leaves half a model under its name.
+                shutil.rmtree(scratch, ignore_errors=True)
+                path.rename(scratch)
+            shutil.rmtree(scratch)
+    except Timeout:
+        raise UsageError(f"{folder.name} is just being fetched or converted", "wait for that, or end it") from None
+
+
+def _scratch(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.part"
+
+
 def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
     """Writes the GGUF file's model to the new folder `target`, as bfloat16 safetensors, with its tokenizer.
 
     The files are the same bytes for the same GGUF, but for the version of transformers in config.json.
     Raises UsageError when it is no GGUF file, or one whose model or tokenizer cannot be kept as it is.
     """
+    from transformers import AutoConfig
+
+    from actqkv_cli.model.gguf_weights import write_weights
     from actqkv_cli.model.load import is_out_of_memory, quiet_transformers, refuse_unfit
 
     size = path.stat().st_size
@@ -83,7 +101,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
             progress("convert", done, size)
 
     converted(0)
-    header = _read_header(path)
+    reader, header = _read(path)
     refuse_unfit({"model_type": header["general.architecture"]})
     _refuse_scaled_rotary(header)
     # Alone in its folder: transformers would also read a config or a tokenizer that happens to lie beside it.
@@ -92,7 +110,8 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     (source / _SOURCE).symlink_to(path.resolve())
     try:
         with quiet_transformers():
-            _convert_weights(source, target, converted)
+            config = AutoConfig.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
+            refuse_unfit(write_weights(reader, config, target, converted))
             _convert_tokenizer(source, header, target)
     except (ActqkvError, OSError):
         raise
@@ -105,8 +124,8 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     converted(size)
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """The file's metadata, with the names of its tensors under "tensors"."""
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The file's `gguf.GGUFReader`, and its metadata, with the names of its tensors under "tensors"."""
     import gguf
 
     if _PART.search(path.name):
@@ -120,7 +139,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     for needed in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.tokens"):
         if needed not in header:
             raise UsageError(f"{path.name} is not a GGUF file of a language model: it has no {needed}")
-    return header
+    return reader, header
 
 
 def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
@@ -134,102 +153,6 @@ def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
         )
 
 
-def _convert_weights(source: Path, target: Path, progress: Callable[[int], None]) -> None:
-    """One tensor after the other: transformers would hold the whole model, parts of it several times over."""
-    import gguf
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from actqkv_cli.model.load import refuse_unfit
-
-    reader = gguf.GGUFReader(source / _SOURCE)
-    config = AutoConfig.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    tensors = _matched(model, reader)
-    if "lm_head.weight" in tensors and _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
-        # An output layer that is the embeddings' copy; one that is quantized more finely stays what it is.
-        del tensors["lm_head.weight"]
-        model.config.tie_word_embeddings = True
-    target.mkdir()
-    with (target / WEIGHTS).open("wb") as file:
-        file.write(_safetensors_header({name: _shape(tensor) for name, tensor in tensors.items()}))
-        for name in sorted(tensors):
-            for rows in _bfloat16_rows(tensors[name], _heads_to_reorder(name, reader, config)):
-                file.write(rows)
-            progress(tensors[name].n_bytes)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(target)
-    model.generation_config.save_pretrained(target)
-    config_file = target / "config.json"
-    written = json.loads(config_file.read_text(encoding="utf-8"))
-    written = {key: value for key, value in written.items() if not key.startswith("_")}
-    refuse_unfit(written)
-    _write_json(config_file, written)
-
-
-def _matched(model: Any, reader: Any) -> dict[str, Any]:
-    """The file's tensors by the names of the model's parameters. Raises UsageError when one is not there or unfit."""
-    import gguf
-
-    family = reader.fields["general.architecture"].contents()
-    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
-    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
-    present = {tensor.name: tensor for tensor in reader.tensors}
-    found = {}
-    for name, parameter in model.named_parameters():  # a tied head once
-        tensor = present.get(names.get_name(name, (".weight", ".bias")))
-        if tensor is None or _shape(tensor) != list(parameter.shape):
-            raise UsageError(f"the GGUF file has no {name} of shape {list(parameter.shape)}")
-        found[name] = tensor
-    return found
-
-
-def _shape(tensor: Any) -> list[int]:
-    return [int(size) for size in reversed(tensor.shape)]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    import numpy
-
-    return one.tensor_type == other.tensor_type and numpy.array_equal(one.data, other.data)
-
-
-def _heads_to_reorder(name: str, reader: Any, config: Any) -> int:
-    """How many heads the tensor has whose rows llama.cpp keeps in another order; 0: none."""
-    if reader.fields["general.architecture"].contents() != "llama":
-        return 0
-    if ".q_proj." in name:
-        return int(config.num_attention_heads)
-    return int(config.num_key_value_heads) if ".k_proj." in name else 0
-
-
-def _bfloat16_rows(tensor: Any, heads: int) -> Iterator[Any]:
-    """The tensor's values as bfloat16 bytes, some rows at a time. heads: see `_heads_to_reorder`."""
-    import gguf
-    import torch
-
-    step = len(tensor.data) if heads else max(1, _CHUNK // max(1, tensor.n_elements // len(tensor.data)))
-    for start in range(0, len(tensor.data), step):
-        values = torch.from_numpy(gguf.dequantize(tensor.data[start : start + step], tensor.tensor_type).copy())
-        if heads:  # the rotated pairs lie side by side there, and half a head apart here
-            values = values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        yield values.bfloat16().contiguous().view(torch.uint8).numpy()
-
-
-def _safetensors_header(shapes: dict[str, list[int]]) -> bytes:
-    """For tensors of bfloat16 that follow by name, as safetensors itself writes it."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name in sorted(shapes):
-        end = place + 2 * math.prod(shapes[name])
-        entries[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [place, end]}
-        place = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
-
-
 def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> None:
     kind = header["tokenizer.ggml.model"]
     if kind == "gpt2":
@@ -241,7 +164,7 @@ def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> No
     tokens = header["tokenizer.ggml.tokens"]
     named = {name: header.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED_TOKENS.items()}
     settings = {name: tokens[number] for name, number in named.items() if number is not None}
-    _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
     if template := header.get("tokenizer.chat_template"):
         (target / "chat_template.jinja").write_text(template, encoding="utf-8")
 
@@ -299,7 +222,3 @@ def _flush(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

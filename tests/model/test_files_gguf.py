@@ -166,7 +166,7 @@ def test_memory_may_run_out(tmp_path: Path, model: Any, monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(gguf, "dequantize", fail)
     with pytest.raises(OutOfMemory):
         resolve(str(write_gguf(tmp_path / "tiny.gguf", model)), cache=tmp_path / "cache", offline=True)
 
