@@ -329,7 +329,8 @@ def _text(result: dict[str, Any], estimate: Estimate, setup: Setup | None) -> st
     if setup and setup.fetch_bytes:
         lines.append(
             f"beforehand    {setup.fetch_bytes / 1e6:,.0f} MB to fetch, "
-            f"then about {_duration(setup.convert)} to convert them; the model takes {setup.disk_bytes / 1e9:.2f} GB on disk"
+            f"then about {_duration(setup.convert)} to convert them; "
+            f"the model takes {setup.disk_bytes / 1e9:.2f} GB on disk"
         )
     if setup:
         lines.append(f"once          about {_duration(setup.calibrate)} to calibrate the model, at its first document")
