@@ -83,7 +83,8 @@ def attention_cache(*rows: Sequence[AttentionLayer], lengths: Sequence[int] | No
 
 def feed(module: PreTrainedModel, ids: Tensor, cache: Cache, **options: Any) -> Any:
     """The output of a model, or of its decoder, for tokens `(B, W)` and a cache of `attention_cache`."""
-    return module(input_ids=ids, use_cache=True, **{_cache_argument(type(module)): cache}, **options)
+    name = _cache_argument(type(module))  # type: ignore[arg-type]  # mypy: no class is hashable
+    return module(input_ids=ids, use_cache=True, **{name: cache}, **options)
 
 
 @functools.cache
