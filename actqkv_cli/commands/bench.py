@@ -197,12 +197,12 @@ def speed(wanted: Speed, settings: Settings) -> None:
 
 
 def _model_folder(wanted: Speed, settings: Settings, dtype: str, device: "torch.device") -> Path:
-    from actqkv_cli.model.synthetic import synthetic_model
+    from actqkv_cli.model.synthetic import TOKENIZER, synthetic_model
 
     synthetic_config(wanted.synthetic, settings)  # there is such a model, before anything is fetched
-    folder = locate(settings.model, settings, quiet=wanted.as_json).folder
     if wanted.synthetic is None:
-        return folder
+        return locate(settings.model, settings, quiet=wanted.as_json).folder
+    folder = locate(TOKENIZER, settings, quiet=wanted.as_json).folder
     with progress(wanted.as_json, "bytes") as show:
         return synthetic_model(
             wanted.synthetic, folder, settings.cache / "models", dtype=dtype, device=device, progress=show

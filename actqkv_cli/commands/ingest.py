@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands.models import load, locate
+from actqkv_cli.commands.models import is_here, load, locate
 from actqkv_cli.commands.output import PartlyFailed, note, print_json, progress
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
+from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.store.library import list_entries
-from actqkv_cli.store.manifest import Manifest, Reading, decisive
+from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
 
 
 def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool) -> None:
@@ -25,19 +26,25 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
     failures: list[DocumentError] = []
     documents = _documents(files, name, failures, only=len(files) <= 1)
     results: list[dict[str, Any]] = []
-    reading, files_of_model, loaded = reading_of(settings), None, None
+    reading, chosen, loaded = reading_of(settings), None, None
     with progress(quiet) as report:
         for document in documents:
             for warning in document.warnings:
                 note(f"warning: {warning}")
-            files_of_model = files_of_model or locate(settings.model, settings, quiet)
-            known = _known(document, files_of_model, reading, settings)
-            if known is not None:
+            if settings.model != "default":
+                chosen = chosen or locate(settings.model, settings, quiet)
+            known = _known(document, chosen, reading, settings)
+            if isinstance(known, Manifest):
                 results.append(_row(known, document, unchanged=True))
                 if not quiet:
                     note(_summary(results[-1]))
                 continue
-            loaded = loaded or load(files_of_model, settings.dtype, settings)
+            if known is not None:  # a model chosen anew might be another, and begin it again
+                files_of_model = locate(known.model["name"], settings, quiet)
+            else:
+                chosen = files_of_model = chosen or locate(settings.model, settings, quiet)
+            if loaded is None or loaded.files != files_of_model:
+                loaded = load(files_of_model, settings.dtype, settings)
             from actqkv_cli.engine.ingest import ingest
 
             try:
@@ -70,19 +77,40 @@ def reading_of(settings: Settings) -> Reading:
     )
 
 
-def _known(document: Document, files: ModelFiles, reading: Reading, settings: Settings) -> Manifest | None:
-    """The document as it is in the library already, read by this model in this way; found without loading the model."""
+def _known(
+    document: Document, chosen: ModelFiles | None, reading: Reading, settings: Settings
+) -> Manifest | Progress | None:
+    """The document as it is in the library already, read by this model in this way; found without loading the model.
+
+    chosen: None where the user leaves the choice to us. Then any model of the catalogue will do, for the one that
+    would be chosen now depends on the memory that happens to be free; and an unfinished ingest is to be gone on with.
+    """
+    unfinished = None
     for entry in list_entries(settings.home):
-        manifest = entry.manifest
+        record = entry.manifest or entry.progress
         if (
-            manifest is not None
-            and (manifest.source.name, manifest.source.sha256) == (document.name, document.sha256)
-            and manifest.reading == reading
-            and settings.dtype in ("auto", manifest.model["dtype"])
-            and decisive(manifest.model) == {**decisive(files.identity), "dtype": manifest.model["dtype"]}
+            record is not None
+            and (record.source.name, record.source.sha256) == (document.name, document.sha256)
+            and record.reading == reading
+            and settings.dtype in ("auto", record.model["dtype"])
+            and _read_by(record, chosen, settings)
         ):
-            return manifest
-    return None
+            if entry.manifest is not None:
+                return entry.manifest
+            unfinished = unfinished or (entry.progress if settings.model == "default" else None)
+    return unfinished
+
+
+def _read_by(record: Progress, chosen: ModelFiles | None, settings: Settings) -> bool:
+    if settings.model == "default":
+        model = find(record.model["name"])
+        if model is None:
+            return False
+        if not is_here(model, settings):  # it is the same when it comes back: its checksum is known
+            return True
+        chosen = locate(model.name, settings, quiet=True)
+    assert chosen is not None
+    return decisive(record.model) == {**decisive(chosen.identity), "dtype": record.model["dtype"]}
 
 
 def _row(

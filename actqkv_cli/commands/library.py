@@ -4,7 +4,7 @@ import datetime
 import sys
 from typing import Any
 
-from actqkv_cli.commands.output import PartlyFailed, note, print_json
+from actqkv_cli.commands.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, UsageError
 from actqkv_cli.model.files import resolve
@@ -61,7 +61,7 @@ def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> No
     entries = {entry.id: entry for entry in [_any_state(settings, selector) for selector in selectors]}
     removed = []
     for entry in entries.values():
-        if not yes and not _confirmed(entry):
+        if not yes and not confirmed(f"Remove {entry.name or entry.id} ({entry.id}, {entry.size / 1e6:,.1f} MB)?"):
             note(f"kept {entry.id}")
             continue
         remove(settings.home, entry)
@@ -106,7 +106,7 @@ def _compare_model(entry: Entry, settings: Settings) -> str:
     if entry.manifest is None:
         return ""
     theirs = {key: value for key, value in entry.manifest.model.items() if key not in ("name", "dtype")}
-    name = entry.manifest.model.get("name")
+    name = entry.manifest.model["name"]
     try:
         ours = resolve(name, cache=settings.cache, offline=True).identity
         check_identity(theirs, {key: value for key, value in ours.items() if key != "name"})
@@ -139,12 +139,3 @@ def _any_state(settings: Settings, selector: str) -> Entry:
         raise UsageError(f"{len(exact)} documents are called {selector!r}: {', '.join(e.id for e in exact)}")
     by_id = [e for e in exact if e.id == selector]
     return (by_id or exact or [find(settings.home, selector)])[0]
-
-
-def _confirmed(entry: Entry) -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("rm asks before it removes, and there is no terminal to ask on", "add --yes")
-    # Not typer's or input's prompt: they write a part of it to stdout.
-    sys.stderr.write(f"Remove {entry.name or entry.id} ({entry.id}, {entry.size / 1e6:,.1f} MB)? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

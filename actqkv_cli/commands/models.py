@@ -1,22 +1,51 @@
-"""A model for a command: located, fetched if need be, loaded."""
+"""A model for a command: located, fetched if need be, loaded. And actqkv models: those that are known by name."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from actqkv_cli.commands.output import progress
+from actqkv_cli.commands import worker
+from actqkv_cli.commands.output import confirmed, note, print_json, progress
 from actqkv_cli.config import Settings
+from actqkv_cli.errors import UsageError
+from actqkv_cli.model import catalogue
+from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
+from actqkv_cli.model.fetch import folder_of, leftovers_of
 from actqkv_cli.model.files import ModelFiles, resolve
+from actqkv_cli.model.gguf import removed_once
 
 if TYPE_CHECKING:
+    from actqkv_cli.model.choose import Choice
     from actqkv_cli.model.load import LoadedModel
 
 
 def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
-    """A model's files, fetched if they are not here yet. Raises what `resolve` raises."""
-    if spec != "default" and (path := Path(spec).expanduser()).exists():
+    """A model's files, fetched if they are not here yet. Raises what `choose` and `resolve` raise."""
+    if spec == "default":
+        choice = choose_default(settings)
+        spec = choice.model.name
+        if not quiet:
+            note(f"model: {spec} ({choice.reason}; --model chooses another)")
+        if choice.crowded:
+            worker.stop()  # it is idle, and comes back with the next question
+    elif not catalogue.find(spec) and (path := Path(spec).expanduser()).exists():
         spec = str(path.resolve())  # the store keeps it, and may be asked from another folder
     with progress(quiet, "bytes") as report:
         return resolve(spec, cache=settings.cache, offline=settings.offline, progress=report)
+
+
+def choose_default(settings: Settings) -> "Choice":
+    """The model for a user who has named none. Raises what `choose` raises."""
+    from actqkv_cli.model.choose import choose
+
+    status = worker.running()
+    idle = status is not None and not status["busy"] and not status["conversations"]
+    return choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
+
+
+def is_here(model: KnownModel, settings: Settings) -> bool:
+    """Whether the model is fetched and converted."""
+    return folder_of(model, settings.cache / "models").is_dir()
 
 
 def load(files: ModelFiles, dtype: str, settings: Settings) -> "LoadedModel":
@@ -24,3 +53,73 @@ def load(files: ModelFiles, dtype: str, settings: Settings) -> "LoadedModel":
     from actqkv_cli.model.load import load_model
 
     return load_model(files, dtype=dtype, device=settings.device)
+
+
+def ls(settings: Settings, as_json: bool) -> None:
+    choice = choose_default(settings)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": model.name,
+            "here": is_here(model, settings),
+            "default": model == choice.model,
+            "fetch_bytes": model.fetch_bytes,
+            "disk_bytes": model.disk_bytes,
+            "memory_bytes": model.memory_bytes(choice.dtype),
+            "window": model.window,
+            "licence": model.licence,
+        }
+        for model in CATALOGUE
+    ]
+    if as_json:
+        where = {"free_memory_bytes": choice.free, "device": str(choice.device), "dtype": choice.dtype}
+        print_json({"folder": str(settings.cache / "models"), **where, "models": rows})
+        return
+    for row in rows:
+        state = "here" if row["here"] else f"{row['fetch_bytes'] / 1e6:,.0f} MB to fetch"
+        sys.stdout.write(
+            f"{row['name']:<20}{state:<19}needs {row['memory_bytes'] / 1e9:.1f} GB of memory in {choice.dtype}, "
+            f"window of {row['window']:,} tokens, {row['licence']}{'  [default]' if row['default'] else ''}\n"
+        )
+    note(f"default: {choice.model.name} ({choice.reason})")
+
+
+def fetch(name: str, settings: Settings, quiet: bool, as_json: bool) -> None:
+    """Raises UsageError for an unknown name, and what `resolve` raises."""
+    model = _known(name)
+    files = locate(model.name, settings, quiet or as_json)
+    if as_json:
+        print_json({"name": model.name, "folder": str(files.folder)})
+    elif not quiet:
+        note(f"{model.name} is here: {files.folder}")
+
+
+def rm(name: str, settings: Settings, yes: bool, as_json: bool) -> None:
+    """Raises UsageError for an unknown name, or while the model is in use."""
+    model, models = _known(name), settings.cache / "models"
+    folder = folder_of(model, models)
+    paths = [path for path in (folder, leftovers_of(model, models)) if path.is_dir()]
+    size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+    _refuse_loaded(model)
+    if not paths:
+        note(f"{model.name} is not here")
+    elif yes or confirmed(f"Remove {model.name} ({size / 1e6:,.0f} MB)?"):
+        removed_once(folder, paths)
+        note(f"removed {model.name} ({size / 1e6:,.0f} MB)")
+    else:
+        note(f"kept {model.name}")
+        paths = []
+    if as_json:
+        print_json({"removed": [str(path) for path in paths], "bytes": size if paths else 0})
+
+
+def _known(name: str) -> KnownModel:
+    model = catalogue.find(name)
+    if model is None:
+        raise UsageError(f"no model is called {name!r}", f"there are {catalogue.NAMES}")
+    return model
+
+
+def _refuse_loaded(model: KnownModel) -> None:
+    status = worker.running()
+    if status and status["model"] in (model.name, *model.aliases):
+        raise UsageError(f"the worker has {model.name} loaded", "`actqkv worker stop` ends it")

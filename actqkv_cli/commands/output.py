@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
-from actqkv_cli.errors import ActqkvError
+from actqkv_cli.errors import ActqkvError, UsageError
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines where stderr is no terminal
 _NARROWEST = 20  # columns that are written in, however narrow a terminal says it is
@@ -56,6 +56,16 @@ def print_event(kind: str, **fields: Any) -> None:
     """One event of a JSON-lines stream."""
     sys.stdout.write(json.dumps({"type": kind, **fields}, ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def confirmed(question: str) -> bool:
+    """Whether the user says yes, on stderr. Raises UsageError if there is nobody to ask."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("rm asks before it removes, and there is no terminal to ask on", "add --yes")
+    # Not typer's or input's prompt: they write a part of it to stdout.
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 class Report(Protocol):

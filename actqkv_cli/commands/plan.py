@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands.ingest import reading_of
-from actqkv_cli.commands.models import locate
+from actqkv_cli.commands.models import choose_default, is_here, locate
 from actqkv_cli.commands.output import note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, read_document
+from actqkv_cli.engine.planted import FACTS
 from actqkv_cli.errors import UsageError
+from actqkv_cli.model.catalogue import KnownModel, find
+from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.model.synthetic import TOKENIZER, config_of
+from actqkv_cli.store.library import list_entries
+from actqkv_cli.store.manifest import decisive
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +36,9 @@ _QUESTION = 64  # tokens of a question with its template, about
 _STEADY = 4  # windows with a full budget that are timed
 _LAYER_BYTES = 64 << 20  # of weights at least, so that they do not all stay in a cache between windows
 _PLAN_DOCUMENT = "plan"
+_CHARACTERS = 4.2  # a token, about: of English prose, by any of the catalogue's models
+_CALIBRATED = 4400  # tokens that are read to calibrate a model, about
+_TO_CONVERT, _CONVERTED = 20.0, 35e6  # seconds for the vocabulary, then parameters a second: of two cores
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,29 @@ class Estimate:
     pays_after: int | None
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a model's first document takes beside: bytes to fetch, and of the model on disk; seconds to convert and to
+    calibrate it. How long the fetch takes is the network's to say."""
+
+    fetch_bytes: int
+    disk_bytes: int
+    convert: float
+    calibrate: float
+
+
 def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) -> None:
     """Tokens, disk, time, and from which question on it pays. Loads a tokenizer and no weights."""
     document, known = read_document(path), synthetic_config(synthetic, settings)
     for warning in document.warnings:
         note(f"warning: {warning}")
-    files = locate(settings.model, settings, as_json)
-    name = synthetic or files.name
+    spec = _spec(synthetic, settings, as_json)
+    absent = find(spec)
+    if absent is None or is_here(absent, settings):
+        files, absent = locate(spec, settings, as_json), None
+    else:  # gigabytes are not fetched for a plan
+        files, known = None, config_of(absent.shape)
+    name = synthetic or (files.name if files else spec)
     import torch
 
     from actqkv_cli.bench.machine import measure_compute
@@ -57,11 +82,14 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
     from actqkv_cli.model.load import DTYPES, choose_device, choose_dtype, load_tokenizer
     from actqkv_cli.model.shape import Shape, causal_pairs
 
-    config = _config(files.folder, known)
+    config = _config(files, known)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     shape, reading = Shape.of(config.to_dict()), reading_of(settings)
-    tokens = len(encode(document, load_tokenizer(files)).ids)
+    if files is None:
+        tokens = math.ceil(len(document.text) / _CHARACTERS)
+    else:
+        tokens = len(encode(document, load_tokenizer(files)).ids)
     geometry = _geometry(shape, dtype)
     size = disk_bytes(document, tokens, geometry, reading.baselines)
     place = next(folder for folder in (settings.home, *settings.home.absolute().parents) if folder.is_dir())
@@ -75,10 +103,14 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
             seconds = tokens / reading.window * _window_seconds(config, shape, geometry, device, reading, tokens)
     disk = _disk(place)
     estimate = estimated(shape, reading, geometry, tokens, sum(size.values()), compute, disk, seconds)
+    setup = None
+    if synthetic is None and (files is None or not _has_read(files, dtype, settings)):
+        setup = _setup(absent, estimate, tokens)
     result = {
         "document": document.name,
         "pages": document.page_count,
         "tokens": tokens,
+        "tokens_estimated": files is None,
         "model": name,
         "window": shape.window,
         "dtype": dtype,
@@ -87,12 +119,13 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
         "bytes_total": sum(size.values()),
         "free": shutil.disk_usage(place).free,
         "estimate": asdict(estimate),
+        "setup": asdict(setup) if setup else None,
         "rates": {"compute": asdict(compute), "disk": asdict(disk) if disk else None},
     }
     if as_json:
         print_json(result)
     else:
-        sys.stdout.write(_text(result, estimate))
+        sys.stdout.write(_text(result, estimate, setup))
 
 
 def disk_bytes(document: Document, tokens: int, geometry: "Geometry", baselines: bool) -> dict[str, int]:
@@ -161,28 +194,51 @@ def estimated(
     return Estimate(ingest, reread, question, math.ceil(ingest / saved) if saved > 0 else None)
 
 
+def _spec(synthetic: str | None, settings: Settings, quiet: bool) -> str:
+    """The model whose tokenizer is asked: that of an ingest with these settings."""
+    if synthetic is not None:
+        return TOKENIZER
+    if settings.model != "default":
+        return settings.model
+    choice = choose_default(settings)
+    if not quiet:
+        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
+    return choice.model.name
+
+
+def _has_read(files: ModelFiles, dtype: str, settings: Settings) -> bool:
+    """Whether a document of the library was read by this model, which is then calibrated."""
+    ours = {**decisive(files.identity), "dtype": dtype}
+    return any(entry.manifest and decisive(entry.manifest.model) == ours for entry in list_entries(settings.home))
+
+
+def _setup(absent: KnownModel | None, estimate: Estimate, tokens: int) -> Setup:
+    calibrate = _CALIBRATED * estimate.ingest / tokens + len(FACTS) * estimate.question
+    if absent is None:
+        return Setup(0, 0, 0.0, calibrate)
+    return Setup(absent.fetch_bytes, absent.disk_bytes, _TO_CONVERT + absent.parameters / _CONVERTED, calibrate)
+
+
 def synthetic_config(name: str | None, settings: Settings) -> dict[str, Any] | None:
     """What a synthetic model's config.json says; None if none is wanted. Raises UsageError for an unknown name, or if
     a real model is wanted too."""
-    from actqkv_cli.model.synthetic import config_of
-
     if name is not None and settings.model != "default":
         raise UsageError("--model and --synthetic-model exclude one another")
     return None if name is None else config_of(name)
 
 
-def _config(folder: Path, synthetic: dict[str, Any] | None) -> Any:
+def _config(files: ModelFiles | None, synthetic: dict[str, Any] | None) -> Any:
     """The model's config, with transformers' own defaults. Raises UsageError for one that we do not read."""
     from transformers import AutoConfig
 
     from actqkv_cli.model.load import quiet_transformers, refuse_unfit
 
-    known = synthetic or json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    refuse_unfit(known)
+    if synthetic is not None:
+        return AutoConfig.for_model(**synthetic)
+    assert files is not None
+    refuse_unfit(json.loads((files.folder / "config.json").read_text(encoding="utf-8")))
     with quiet_transformers():
-        if synthetic is not None:
-            return AutoConfig.for_model(**synthetic)
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
 
 def _geometry(shape: "Shape", dtype: str) -> "Geometry":
@@ -256,19 +312,28 @@ def _disk(place: Path) -> "Disk | None":
         return None  # not ours to write in: the disk is left out of the estimate
 
 
-def _text(result: dict[str, Any], estimate: Estimate) -> str:
+def _text(result: dict[str, Any], estimate: Estimate, setup: Setup | None) -> str:
     tokens, window = result["tokens"], result["window"]
     total, free = result["bytes_total"], result["free"]
     beyond = "" if tokens <= window else f"; beyond the model's own window of {window:,}, so it would not answer well"
     speed = tokens / estimate.ingest
+    about = "about " if result["tokens_estimated"] else ""
     lines = [
-        f"{result['document']}: {result['pages']:,} pages, {tokens:,} tokens of {result['model']}",
+        f"{result['document']}: {result['pages']:,} pages, {about}{tokens:,} tokens of {result['model']}",
         f"on disk       {total / 1e9:.2f} GB, {total / tokens / 1e3:.0f} KB a token"
         + (f"; only {free / 1e9:.2f} GB are free" if free < total else f" ({free / 1e9:.0f} GB are free)"),
         f"reading it    about {_duration(estimate.ingest)}, {speed:,.0f} tokens/s",
         f"a question    about {_duration(estimate.question)} to its first token, with the model loaded",
         f"re-reading    about {_duration(estimate.reread)} for every question{beyond}",
     ]
+    if setup and setup.fetch_bytes:
+        lines.append(
+            f"beforehand    {setup.fetch_bytes / 1e6:,.0f} MB to fetch, "
+            f"then about {_duration(setup.convert)} to convert them; "
+            f"the model takes {setup.disk_bytes / 1e9:.2f} GB on disk"
+        )
+    if setup:
+        lines.append(f"once          about {_duration(setup.calibrate)} to calibrate the model, at its first document")
     if estimate.pays_after is None:
         lines.append("keeping it does not pay here: re-reading is as fast")
     else:

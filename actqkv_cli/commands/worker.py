@@ -16,7 +16,7 @@ _TO_ANSWER, _TO_STOP = 5.0, 3.0  # seconds
 
 
 def status(as_json: bool) -> None:
-    found = _status()
+    found = running()
     if as_json:
         print_json({"running": found is not None, **(found or {})})
     elif found is None:
@@ -44,7 +44,7 @@ def stop() -> None:
     note("the worker is stopped")
 
 
-def _status() -> dict[str, Any] | None:
+def running() -> dict[str, Any] | None:
     """What the worker says of itself; None if none runs. Raises ActqkvError if it does not answer."""
     connection = endpoint.connect()
     if connection is None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import UsageError
+from actqkv_cli.model import catalogue
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 
-DEFAULT_NAME = "smollm2-135m-instruct"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -31,21 +31,21 @@ class ModelFiles:
     identity: dict[str, str]  # "name"; sha256 of "weights", "config", "tokenizer"; of "chat_template", or ""
 
 
-def resolve(spec: str | None, *, cache: Path, offline: bool, progress: Progress | None = None) -> ModelFiles:
+def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress | None = None) -> ModelFiles:
     """The files of the model that `spec` names.
 
-    It is None or "default", a folder, a GGUF file, or "org/name[@revision]" of Hugging Face.
+    It is a name of the catalogue, a folder, a GGUF file, or "org/name[@revision]" of Hugging Face.
     Fetches and converts what is not here yet; `offline` (or HF_HUB_OFFLINE) forbids the network.
     Raises UsageError when `spec` cannot be a model we read, ModelUnavailable when it is not to be had,
     DiskFull, and OutOfMemory in a conversion.
     """
     offline = offline or offline_by_environment()
     digests = Digests(cache / "digests.json")
-    name = spec or DEFAULT_NAME
-    if spec in (None, "default", DEFAULT_NAME):
-        from actqkv_cli.model.fetch import default_model
+    name = spec
+    if known := catalogue.find(spec):
+        from actqkv_cli.model.fetch import known_model
 
-        name, folder = DEFAULT_NAME, default_model(cache / "models", offline=offline, progress=progress)
+        name, folder = known.name, known_model(known, cache / "models", offline=offline, progress=progress)
     elif spec and (path := Path(spec).expanduser()).is_dir():
         folder = path.resolve()
     elif spec and path.is_file():
@@ -63,7 +63,7 @@ def resolve(spec: str | None, *, cache: Path, offline: bool, progress: Progress 
     else:
         raise UsageError(
             f"not a model: {spec!r}",
-            "give a model folder, a .gguf file, or a Hugging Face id such as org/name",
+            f"give {catalogue.NAMES}, a model folder, a .gguf file, or a Hugging Face id such as org/name",
         )
     if problem := unreadable(folder):
         raise UsageError(f"{name}: {problem}")
@@ -116,19 +116,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class Digests:
-    """sha256 digests of large files, remembered in one JSON file by path, size and times.
+    """sha256 digests of large files, remembered in one JSON file by path, size, time of change and inode.
 
     The file is a convenience: what is damaged or cannot be written is ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changed = False
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        self._known: dict[str, Any] = known if isinstance(known, dict) else {}
+        self._known = self._read()
+        self._new: dict[str, Any] = {}
 
     def of_file(self, path: Path, progress: Progress | None = None) -> str:
         """The sha256 of the file's bytes."""
@@ -145,14 +141,23 @@ class Digests:
         )
 
     def save(self) -> None:
-        if not self._changed:
+        if not self._new:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True), encoding="utf-8")
+            # Read again: another process may have hashed another model meanwhile.
+            text = json.dumps({**self._read(), **self._new}, indent=1, sort_keys=True)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._path)
-            self._changed = False
+            self._new = {}
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
     def _remembered(self, kind: str, path: Path, compute: Callable[[], str]) -> str:
         key, stamp = f"{kind}:{path}", _stamp(path)
@@ -161,8 +166,7 @@ class Digests:
             return str(known[-1])
         digest = compute()
         if _stamp(path) == stamp:
-            self._known[key] = [*stamp, digest]
-            self._changed = True
+            self._known[key] = self._new[key] = [*stamp, digest]
         return digest
 
 
@@ -227,8 +231,9 @@ def out_of_space(error: Exception) -> bool:
 
 
 def _stamp(path: Path) -> list[int]:
+    # Not the time of the inode's change: a backup, or another owner, would have gigabytes hashed again.
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _hash_file(path: Path, progress: Progress | None) -> str:
@@ -250,6 +255,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def _hash_json(value: object) -> str:
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

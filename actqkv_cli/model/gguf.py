@@ -1,19 +1,16 @@
 """A GGUF file, converted once to the safetensors folder that is loaded ever after."""
 
-import contextlib
-import functools
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.files import Progress, first_line, out_of_space
+from actqkv_cli.model.files import Progress, first_line, out_of_space, write_json
 
 _SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -46,7 +43,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.parent / f".{folder.name}.part"
+    scratch = _scratch(folder)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
@@ -65,18 +62,46 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def removed_once(folder: Path, paths: list[Path]) -> None:
+    """Deletes what `made_once` made, and what else belongs to it. Raises UsageError while it is being made."""
+    scratch = _scratch(folder)
+    try:
+        with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
+            for path in paths:
+                # Renamed first: a kill in the middle never leaves half a model under its name.
+                shutil.rmtree(scratch, ignore_errors=True)
+                path.rename(scratch)
+            shutil.rmtree(scratch)
+    except Timeout:
+        raise UsageError(f"{folder.name} is just being fetched or converted", "wait for that, or end it") from None
+
+
+def _scratch(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.part"
+
+
 def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
     """Writes the GGUF file's model to the new folder `target`, as bfloat16 safetensors, with its tokenizer.
 
     The files are the same bytes for the same GGUF, but for the version of transformers in config.json.
     Raises UsageError when it is no GGUF file, or one whose model or tokenizer cannot be kept as it is.
     """
+    from transformers import AutoConfig
+
+    from actqkv_cli.model.gguf_weights import write_weights
     from actqkv_cli.model.load import is_out_of_memory, quiet_transformers, refuse_unfit
 
     size = path.stat().st_size
-    if progress is not None:
-        progress("convert", 0, size)
-    header = _read_header(path)
+    done = 0
+
+    def converted(more: int) -> None:
+        nonlocal done
+        done = min(done + more, size)
+        if progress is not None:
+            progress("convert", done, size)
+
+    converted(0)
+    reader, header = _read(path)
     refuse_unfit({"model_type": header["general.architecture"]})
     _refuse_scaled_rotary(header)
     # Alone in its folder: transformers would also read a config or a tokenizer that happens to lie beside it.
@@ -84,8 +109,9 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     source.mkdir()
     (source / _SOURCE).symlink_to(path.resolve())
     try:
-        with quiet_transformers(), _no_bars():
-            _convert_weights(source, target)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
+            refuse_unfit(write_weights(reader, config, target, converted))
             _convert_tokenizer(source, header, target)
     except (ActqkvError, OSError):
         raise
@@ -95,12 +121,11 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
         if out_of_space(error):
             raise DiskFull(f"no space left to convert {path.name}") from error
         raise UsageError(f"{path.name} cannot be converted: {first_line(error)}") from error
-    if progress is not None:
-        progress("convert", size, size)
+    converted(size)
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """The file's metadata, with the names of its tensors under "tensors"."""
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The file's `gguf.GGUFReader`, and its metadata, with the names of its tensors under "tensors"."""
     import gguf
 
     if _PART.search(path.name):
@@ -114,7 +139,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     for needed in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.tokens"):
         if needed not in header:
             raise UsageError(f"{path.name} is not a GGUF file of a language model: it has no {needed}")
-    return header
+    return reader, header
 
 
 def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
@@ -128,26 +153,6 @@ def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
         )
 
 
-def _convert_weights(source: Path, target: Path) -> None:
-    import torch
-    import transformers
-
-    from actqkv_cli.model.load import refuse_unfit
-
-    # From 5.20 or so transformers keeps GGUF weights packed unless told otherwise; before, it never did.
-    unpacked = getattr(transformers, "GgufConfig", None)
-    how = {} if unpacked is None else {"quantization_config": unpacked(dequantize=True)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=_SOURCE, dtype=torch.bfloat16, local_files_only=True, **how
-    )
-    model.save_pretrained(target)
-    config_file = target / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
-    refuse_unfit(config)
-    _write_json(config_file, config)
-
-
 def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> None:
     kind = header["tokenizer.ggml.model"]
     if kind == "gpt2":
@@ -159,7 +164,7 @@ def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> No
     tokens = header["tokenizer.ggml.tokens"]
     named = {name: header.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED_TOKENS.items()}
     settings = {name: tokens[number] for name, number in named.items() if number is not None}
-    _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
     if template := header.get("tokenizer.chat_template"):
         (target / "chat_template.jinja").write_text(template, encoding="utf-8")
 
@@ -213,24 +218,7 @@ def _sentencepiece_tokenizer(source: Path) -> Any:
     return tokenizer.backend_tokenizer
 
 
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    # The GGUF reader of transformers draws with tqdm itself, deaf to the setting that silences the others.
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    drawing = tqdm.__init__
-    tqdm.__init__ = functools.partialmethod(drawing, disable=True)
-    try:
-        yield
-    finally:
-        tqdm.__init__ = drawing
-
-
 def _flush(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

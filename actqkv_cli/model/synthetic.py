@@ -1,7 +1,6 @@
 """Random models of well-known shapes: whatever depends only on a model's shape can be measured with no download."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from actqkv_cli.model.files import WEIGHTS_INDEX, Progress
 from actqkv_cli.model.gguf import made_once
 from actqkv_cli.model.shape import Shape
 
+TOKENIZER = "smollm2-135m"  # the model whose tokenizer they have: that of the smallest vocabulary
 _VERSION = 1  # of the weights: a change makes the models anew
 _SHARD_BYTES = 1 << 31
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -63,7 +63,7 @@ def _smollm2(widths: tuple[int, int], layers: int, heads: tuple[int, int], theta
     return _config("llama", 49_152, widths, layers, heads, 64, 8192, theta, tied=True, epsilon=1e-5)
 
 
-# Every vocabulary is at least the default model's, whose tokenizer they all use.
+# Every vocabulary is at least that of TOKENIZER, which they all use.
 CONFIGS: dict[str, dict[str, Any]] = {
     "smollm2-135m": _smollm2((576, 1536), 30, (9, 3), 1e5),
     "smollm2-360m": _smollm2((960, 2560), 32, (15, 5), 1e5),
@@ -98,10 +98,12 @@ def synthetic_model(
     dtype, device: what it is going to be loaded with. Raises UsageError for an unknown name, OutOfMemory and DiskFull
     before anything is written.
     """
+    from actqkv_cli.model.choose import free_memory  # torch
+
     config = config_of(name)
     parameters = Shape.of(config).parameters
-    needed, free = parameters * (4 if dtype == "float32" else 2), _free_memory(device)
-    if free is not None and needed > free:
+    needed, free = parameters * (4 if dtype == "float32" else 2), free_memory(device)
+    if needed > free:
         raise OutOfMemory(
             f"{name} takes {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB of {device} memory are free",
             f"choose a smaller one: {', '.join(CONFIGS)}",
@@ -172,17 +174,3 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if progress is not None:
         progress("make", total, total)
-
-
-def _free_memory(device: Any) -> int | None:
-    """Bytes that can still be had on a torch device; None where nobody tells."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}) else 0
-        return pages * os.sysconf("SC_PAGE_SIZE") or None if pages else None

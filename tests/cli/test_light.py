@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sandbox import Sandbox
 
-COMMANDS = ["ingest", "ask", "chat", "ls", "show", "rm", "verify", "worker", "serve", "plan", "bench"]
+COMMANDS = ["ingest", "ask", "chat", "ls", "show", "rm", "verify", "worker", "serve", "plan", "bench", "models"]
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "rich", "pypdf"}
 
 

@@ -211,6 +211,33 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert [path.name for path in store.parent.iterdir()] == ["digests.json"]
 
 
+def test_a_file_is_not_hashed_again_for_a_new_owner_but_for_a_new_inode(tmp_path: Path) -> None:
+    file, digests = tmp_path / "file", Digests(tmp_path / "digests.json")
+    file.write_bytes(b"one")
+    calls: list[tuple[str, int, int]] = []
+    digests.of_file(file, lambda *event: calls.append(event))
+    file.chmod(0o600)  # changes the inode's own time
+    (tmp_path / "link").hardlink_to(file)
+    assert digests.of_file(file, lambda *event: calls.append(event)) == hashlib.sha256(b"one").hexdigest()
+    assert len(calls) == 1
+    before = file.stat()
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)  # of the same size and time
+    assert digests.of_file(file) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_what_another_process_has_hashed_meanwhile_is_kept(tmp_path: Path) -> None:
+    store = tmp_path / "digests.json"
+    one, two = Digests(store), Digests(store)
+    for digests, name in ((one, "one"), (two, "two")):
+        (tmp_path / name).write_text(name)
+        digests.of_file(tmp_path / name)
+        digests.save()
+    assert len(json.loads(store.read_text())) == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"bytes:%s": [1, "x"]}', b'{"bytes:%s": 3}'])
 def test_a_damaged_digest_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     file, store = tmp_path / "file", tmp_path / "digests.json"

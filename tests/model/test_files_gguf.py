@@ -1,11 +1,14 @@
 import copy
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from tokenizers import pre_tokenizers
 
 from actqkv_cli.errors import OutOfMemory, UsageError
@@ -51,7 +54,9 @@ def model() -> Any:
     return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
-def write_gguf(path: Path, model: Any, *, family: str = "llama", split: str = "smollm", scaled: bool = False) -> Path:
+def write_gguf(
+    path: Path, model: Any, *, family: str = "llama", split: str = "smollm", scaled: bool = False, packed: Any = None
+) -> Path:
     writer = gguf.GGUFWriter(path, family)
     writer.add_block_count(LAYERS)
     writer.add_context_length(512)
@@ -81,7 +86,11 @@ def write_gguf(path: Path, model: Any, *, family: str = "llama", split: str = "s
         else:
             plain = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
             name = f"{plain[name.removesuffix('.weight')]}.weight"
-        writer.add_tensor(name, tensor.contiguous().numpy())
+        values = tensor.contiguous().numpy()
+        if packed is not None and name == "token_embd.weight":
+            writer.add_tensor(name, gguf.quantize(values, packed), raw_dtype=packed)
+        else:
+            writer.add_tensor(name, values)
     if scaled:
         writer.add_tensor("rope_freqs.weight", torch.ones(WIDTH // HEADS // 2).numpy())
     writer.write_header_to_file()
@@ -118,6 +127,44 @@ def test_a_gguf_file_is_converted_once(
 
     monkeypatch.setattr("actqkv_cli.model.gguf.convert_gguf", None)
     assert resolve(str(file), cache=tmp_path / "cache", offline=True) == files
+
+
+@pytest.mark.parametrize("how", ["absent", "a copy", "another"])
+def test_an_output_layer_stays_tied_where_that_is_exact(tmp_path: Path, model: Any, how: str) -> None:
+    model = copy.deepcopy(model)
+    if how == "absent":
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        state = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+        file = write_gguf(tmp_path / "tiny.gguf", SimpleNamespace(state_dict=lambda: state))
+    else:
+        model.lm_head.weight.data = model.model.embed_tokens.weight.data.clone()
+        if how == "another":
+            model.lm_head.weight.data[0, 0] += 1
+        file = write_gguf(tmp_path / "tiny.gguf", model)
+    files = resolve(str(file), cache=tmp_path / "cache", offline=True)
+    with safe_open(files.folder / "model.safetensors", "pt") as weights:
+        assert ("lm_head.weight" in weights.keys()) == (how == "another")  # noqa: SIM118
+    assert json.loads((files.folder / "config.json").read_text())["tie_word_embeddings"] == (how != "another")
+    loaded = load_model(files, dtype="bfloat16", device="cpu").model
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(loaded.model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_quantized_values_are_those_of_the_file(tmp_path: Path, model: Any) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", model, packed=gguf.GGMLQuantizationType.Q8_0)
+    files = resolve(str(file), cache=tmp_path / "cache", offline=True)
+    (tensor,) = [tensor for tensor in gguf.GGUFReader(file).tensors if tensor.name == "token_embd.weight"]
+    assert tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0
+    expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).bfloat16()
+    assert torch.equal(load_model(files, dtype="bfloat16", device="cpu").model.model.embed_tokens.weight, expected)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, model: Any) -> None:
+    state = {name: weight for name, weight in model.state_dict().items() if "layers.1.mlp.up" not in name}
+    file = write_gguf(tmp_path / "tiny.gguf", SimpleNamespace(state_dict=lambda: state))
+    with pytest.raises(UsageError, match=r"has no model\.layers\.1\.mlp\.up_proj\.weight of shape \[48, 32\]"):
+        resolve(str(file), cache=tmp_path / "cache", offline=True)
 
 
 def test_a_conversion_is_the_same_elsewhere(tmp_path: Path, model: Any) -> None:
@@ -166,7 +213,7 @@ def test_memory_may_run_out(tmp_path: Path, model: Any, monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(gguf, "dequantize", fail)
     with pytest.raises(OutOfMemory):
         resolve(str(write_gguf(tmp_path / "tiny.gguf", model)), cache=tmp_path / "cache", offline=True)
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from actqkv_cli.errors import OutOfMemory, UsageError
 from actqkv_cli.model import load
 from actqkv_cli.model.files import ModelFiles, resolve
-from actqkv_cli.model.load import choose_device, choose_dtype, load_model, refuse_unfit
+from actqkv_cli.model.load import choose_device, choose_dtype, load_model, load_tokenizer, refuse_unfit
 
 
 @pytest.fixture
@@ -237,8 +237,8 @@ def test_it_is_refused_before_any_weights_are_read(tiny: ModelFiles) -> None:
 
 
 @pytest.mark.model
-def test_the_default_model_speaks() -> None:
-    files = resolve(None, cache=platformdirs.user_cache_path("actqkv"), offline=False)
+def test_the_smallest_model_speaks() -> None:
+    files = resolve("smollm2-135m", cache=platformdirs.user_cache_path("actqkv"), offline=False)
     loaded = load_model(files)
     tokenizer = loaded.tokenizer
     text = "In 1988, abc12 x=345.67 Hello wörld, it's   你好 👍🏽 naïve\n\n 10,000 tokens\t42nd"
@@ -256,3 +256,20 @@ def test_the_default_model_speaks() -> None:
     ).to(loaded.device)
     answer = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt.input_ids.shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
+
+
+@pytest.mark.model
+def test_qwens_text_is_split_as_qwens_tokenizer_does() -> None:
+    files = resolve("qwen2.5-coder-0.5b", cache=platformdirs.user_cache_path("actqkv"), offline=False)
+    tokenizer = load_tokenizer(files)
+    text = "In 1988, abc12 Hello wörld, it's   你好\n\n 10,000 tokens\t42nd"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert tokenizer.decode(encoded.input_ids) == text
+    pieces = [text[begin:end] for begin, end in encoded.offset_mapping]
+    assert pieces[:10] == ["In", " ", "1", "9", "8", "8", ",", " abc", "1", "2"]
+    assert pieces[-5:] == [" tokens", "\t", "4", "2", "nd"]
+    assert (tokenizer("<|im_start|><|im_end|>").input_ids, tokenizer.eos_token_id) == ([151_644, 151_645], 151_645)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")

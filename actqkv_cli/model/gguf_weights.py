@@ -1,0 +1,108 @@
+"""The weights of a GGUF file as safetensors: the same values in bfloat16, under the names that transformers knows.
+
+A tensor at a time, and of a large one some rows: transformers' own way holds the whole model, and parts of it several
+times over, which is more memory than running it takes.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from actqkv_cli.errors import UsageError
+from actqkv_cli.model.files import WEIGHTS, write_json
+
+_CHUNK = 1 << 22  # values that are converted at once
+
+
+def write_weights(
+    reader: gguf.GGUFReader, config: Any, target: Path, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Writes weights, config and generation config to the new folder `target`; returns what config.json says.
+
+    config: transformers' for this file. progress: is told the bytes of the GGUF file that were converted since.
+    Raises UsageError when the file's tensors are not those that the config foresees.
+    """
+    family = reader.fields["general.architecture"].contents()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tensors = _matched(model, reader, family)
+    if "lm_head.weight" in tensors and _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+        # An output layer that is the embeddings' copy; one that is quantized more finely stays what it is.
+        del tensors["lm_head.weight"]
+        model.config.tie_word_embeddings = True
+    target.mkdir()
+    with (target / WEIGHTS).open("wb") as file:
+        file.write(_safetensors_header({name: _shape(tensor) for name, tensor in tensors.items()}))
+        for name in sorted(tensors):
+            for rows in _bfloat16_rows(tensors[name], _heads_to_reorder(name, family, config)):
+                file.write(rows)
+            progress(tensors[name].n_bytes)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    config_file = target / "config.json"
+    written = json.loads(config_file.read_text(encoding="utf-8"))
+    written = {key: value for key, value in written.items() if not key.startswith("_")}
+    write_json(config_file, written)
+    return written
+
+
+def _matched(model: Any, reader: gguf.GGUFReader, family: str) -> dict[str, Any]:
+    """The file's tensors by the names of the model's parameters. Raises UsageError when one is not there or unfit."""
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    present = {tensor.name: tensor for tensor in reader.tensors}
+    found = {}
+    for name, parameter in model.named_parameters():  # a tied head once
+        tensor = present.get(names.get_name(name, (".weight", ".bias")))
+        if tensor is None or _shape(tensor) != list(parameter.shape):
+            raise UsageError(f"the GGUF file has no {name} of shape {list(parameter.shape)}")
+        found[name] = tensor
+    return found
+
+
+def _shape(tensor: Any) -> list[int]:
+    return [int(size) for size in reversed(tensor.shape)]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one.tensor_type == other.tensor_type and np.array_equal(one.data, other.data)
+
+
+def _heads_to_reorder(name: str, family: str, config: Any) -> int:
+    """How many heads the tensor has whose rows llama.cpp keeps in another order; 0: none."""
+    if family != "llama":
+        return 0
+    if ".q_proj." in name:
+        return int(config.num_attention_heads)
+    return int(config.num_key_value_heads) if ".k_proj." in name else 0
+
+
+def _bfloat16_rows(tensor: Any, heads: int) -> Iterator[Any]:
+    """The tensor's values as bfloat16 bytes, some rows at a time. heads: see `_heads_to_reorder`."""
+    step = len(tensor.data) if heads else max(1, _CHUNK // max(1, tensor.n_elements // len(tensor.data)))
+    for start in range(0, len(tensor.data), step):
+        values = torch.from_numpy(gguf.dequantize(tensor.data[start : start + step], tensor.tensor_type).copy())
+        if heads:  # the rotated pairs lie side by side there, and half a head apart here
+            values = values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        yield values.bfloat16().contiguous().view(torch.uint8).numpy()
+
+
+def _safetensors_header(shapes: dict[str, list[int]]) -> bytes:
+    """For tensors of bfloat16 that follow by name, as safetensors itself writes it."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name in sorted(shapes):
+        end = place + 2 * math.prod(shapes[name])
+        entries[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [place, end]}
+        place = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
