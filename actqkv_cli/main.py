@@ -125,17 +125,20 @@ def ingest(
     ] = None,
     offline: Offline = None,
     home: Home = None,
+    keep_alive: KeepAlive = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Read documents into the library. An interrupted ingest resumes; an unchanged file is skipped."""
+    environ = dict(os.environ)  # before libraries add to it
     from actqkv_cli.commands import ingest as command
 
     settings = _settings(
         model=model, budget=budget, window=window, positions=positions, prefill=prefill, representative=representative,
         score=score, baselines=baselines, device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
+        keep_alive=keep_alive,
     )  # fmt: skip
-    command.run(paths, name, settings, as_json, quiet)
+    command.run(paths, name, settings, as_json, quiet, environ)
 
 
 @app.command()

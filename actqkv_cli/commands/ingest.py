@@ -1,7 +1,7 @@
 """actqkv ingest: documents into the library."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,16 @@ from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.store.library import list_entries
 from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
+from actqkv_cli.worker.prepare import prepare
 
 
-def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool) -> None:
-    """Ingest every document that `paths` name; a bad one among several costs itself, and the exit code is its."""
+def run(
+    paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool, environ: Mapping[str, str]
+) -> None:
+    """Ingest every document that `paths` name; a bad one among several costs itself, and the exit code is its.
+
+    environ: the environment in which the command was called.
+    """
     if "-" in paths and (len(paths) > 1 or not name):
         raise UsageError("stdin (-) is one document and needs a name", "cat FILE | actqkv ingest - --name NAME")
     if name and paths != ["-"]:
@@ -56,11 +62,21 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
             results.append(_row(done.manifest, document, False, done.resumed_at, done.seconds))
             if not quiet:
                 note(_summary(results[-1]))
+    if results and settings.keep_alive > 0:
+        # Last, and elsewhere: when the worker has imported what it needs, this process and its model are gone.
+        prepare(_as_asked(results[-1]["id"], settings), environ)
     if failures:
         many = DocumentError(f"{len(failures)} documents could not be read")
         raise PartlyFailed(failures[0] if len(failures) == 1 else many, _result(results, failures))
     if as_json:
         print_json(_result(results, failures))
+
+
+def _as_asked(document: str, settings: Settings) -> list[str]:
+    """The options of an `ask` for it, where they are not what `ask` finds by itself."""
+    options = ["--doc", document, "--home", str(settings.home), "--keep-alive", str(settings.keep_alive)]
+    options += ["--device", settings.device, "--model", settings.model]
+    return [*options, "--offline"] if settings.offline else options
 
 
 def reading_of(settings: Settings) -> Reading:

@@ -32,7 +32,6 @@ class OtherWorkerNeeded(UsageError):
 @dataclass
 class _Kept:
     home: Path
-    device: str  # as it was asked for
     loaded: "LoadedModel"
     documents: "OrderedDict[Path, tuple[_Stamp, OpenDocument]]" = field(default_factory=OrderedDict)
     context: "Context | None" = None  # the last of several documents
@@ -105,13 +104,15 @@ def _with_model(entries: Sequence[Entry], settings: Settings, quiet: bool) -> _K
     for entry in entries:
         check_identity(decisive(_manifest(entry).model), decisive(ours))
     if _kept is None:
-        _kept = _Kept(settings.home, settings.device, load(files, manifest.geometry.dtype, settings))
+        _kept = _Kept(settings.home, load(files, manifest.geometry.dtype, settings))
     elif _kept.home != settings.home:
         raise OtherWorkerNeeded(f"the library {_kept.home} is open here, and not {settings.home}")
-    elif (decisive(_kept.loaded.files.identity), _kept.loaded.dtype, _kept.device) != (
+    from actqkv_cli.model.load import choose_device
+
+    if (decisive(_kept.loaded.files.identity), _kept.loaded.dtype, _kept.loaded.device) != (
         decisive(files.identity),
         manifest.geometry.dtype,
-        settings.device,
+        choose_device(settings.device),
     ):
         raise OtherWorkerNeeded(f"another model is loaded here: {_kept.loaded.files.name} on {_kept.loaded.device}")
     return _kept

@@ -109,7 +109,7 @@ class Worker:
         self._keep_alive = _FIRST_CLIENT
         self._began = self._last = time.monotonic()
         self._served = 0
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {"model": None, "documents": []}  # as long as it imports
         self._listener = _listen(path)
         self._file = path.lstat()
         self._streams = _Output(self, "out"), _Output(self, "err")
