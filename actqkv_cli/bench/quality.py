@@ -13,7 +13,7 @@ from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.bench.yardsticks import YARDSTICKS
 from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode
-from actqkv_cli.engine.confidence import declines
+from actqkv_cli.engine.confidence import LEAST, confidence
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
@@ -72,7 +72,10 @@ def measure(
                 again = session.start(encoded, policy, example.max_tokens, budget or None)
                 sampling = Sampling(max_tokens=example.max_tokens)
                 answer = decode(again, loaded.model, loaded.tokenizer, sampling)
-                values |= judged(example, answer.text)
+                trust = confidence(answer, again.ranking)
+                values |= judged(example, answer.text, trust >= LEAST)
+                # How far confidence is from being right, squared (Brier 1950).
+                values["brier"] = (trust - values.get("contains", values.get("score", 0.0))) ** 2
             yield measured(example, context, (policy, budget), values)
 
 
@@ -89,11 +92,11 @@ def measured(example: Example, context: Context, setting: Setting, values: dict[
     )
 
 
-def judged(example: Example, answer: str) -> dict[str, float]:
+def judged(example: Example, answer: str, answered: bool) -> dict[str, float]:
     """The benchmark's own score of an answer, for a short one both of the usual scores, and whether it declines."""
     if not example.answers:
-        return {"declined_rightly": float(declines(answer))}
-    values = {"score": score(example.metric, answer, example), "declined": float(declines(answer))}
+        return {"declined_rightly": float(not answered)}
+    values = {"score": score(example.metric, answer, example), "declined": float(not answered)}
     if example.metric in _SHORT.values():
         values |= {name: score(metric, answer, example) for name, metric in _SHORT.items()}
     return values

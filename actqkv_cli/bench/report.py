@@ -44,6 +44,7 @@ _COLUMNS = (
     _Column("contains %", {"contains": ""}, times=100),
     _Column("F1 %", {"f1": ""}, times=100, interval=True),
     _Column("declined %", {"declined": ""}, times=100),
+    _Column("Brier", {"brier": ""}, decimals=3),
     _Column("unanswerable declined %", {"declined_rightly": ""}, times=100, interval=True),
     _Column("recall {} %", {"recall1": "1", "recall3": "3", "recall5": "5"}, times=100),
     _Column("page {} %", {"page1": "1", "page3": "3"}, times=100),

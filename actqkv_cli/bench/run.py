@@ -10,6 +10,7 @@ from actqkv_cli.bench import results, yardsticks
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.bench.quality import document_name, document_of, judged, measure, measured
+from actqkv_cli.engine.confidence import declines
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import Progress, ingest, model_identity
@@ -82,7 +83,9 @@ def measure_all(
                     texts = yardsticks.texts(session, loaded.tokenizer, place, example, plan)
                 for setting, text in texts.items():  # out of the session the model is stock
                     answer = yardsticks.stock_answer(loaded, text, example)
-                    found.append(measured(example, side_by_side, setting, judged(example, answer)))
+                    found.append(
+                        measured(example, side_by_side, setting, judged(example, answer, not declines(answer)))
+                    )
                 results.append(folder, found)
                 rows += found
                 number += 1

@@ -41,10 +41,15 @@ def record(
     run: "Run", answer: "Answer", documents: "Sequence[OpenDocument]", policy: str, budget: int, seed: int
 ) -> dict[str, Any]:
     """All that is known of an answer, for JSON."""
+    from actqkv_cli.engine.confidence import LEAST, confidence
+
     manifests = [document.reader.manifest for document in documents]
     one = {"document": manifests[0].id} if len(manifests) == 1 else {}
+    trust = confidence(answer, run.ranking)
     return {
         "answer": answer.text,
+        "answered": trust >= LEAST,
+        "confidence": round(trust, 3),
         "finish": answer.finish,
         **cited(run, answer.text),
         **one,
@@ -77,10 +82,12 @@ def cited(run: "Run", answer: str) -> dict[str, Any]:
     return {"supported": None if support is None else support > 0, "sources": sources}
 
 
-def show_sources(sources: Sequence[dict[str, Any]], supported: bool | None) -> None:
+def show_sources(sources: Sequence[dict[str, Any]], supported: bool | None, answered: bool = True) -> None:
     """To stderr: on a terminal with the highlights bold and the lines wrapped, else a line for each."""
     if supported is False:
         note("\nNote: nothing of this answer stands in the sources.")
+    elif not answered:
+        note("\nNote: the document may not say; these passages come nearest.")
     note("\nSources:" if sources else "\nNo sources: nothing of the document was ranked.")
     for number, source in enumerate(sources, 1):
         head = f"{source['document']}, page {source['page']} ({source['score']:.0%})  "

@@ -187,7 +187,7 @@ def _tell(result: dict[str, Any], run: "Run", asked: Asked, block_size: int) -> 
             print_event("source", **source)
         print_event("done", **{key: value for key, value in result.items() if key != "sources"})
     elif not asked.quiet:
-        show_sources(result["sources"], result["supported"])
+        show_sources(result["sources"], result["supported"], result["answered"])
         _show_times(result)
     if asked.explain and asked.output == "text":
         note(f"\nBlocks of {block_size} tokens attended beside the sink:")

@@ -14,13 +14,11 @@ from torch import Tensor
 from actqkv_cli.errors import UsageError
 
 _DOCUMENT, _QUESTION = "<<actqkv-document>>", "<<actqkv-question>>"
-DECLINED = "The document does not say."
 _CONTENT = (
     "Here is a document.\n\n"
     f"{_DOCUMENT}\n\n"
-    f"Question: {_QUESTION}\n"
-    "If the document answers this question, give the answer in a few words. "
-    f'If it does not, reply "{DECLINED}"'
+    "Answer the question from the document, in a few words.\n"
+    f"Question: {_QUESTION}"
 )
 _ANSWER, _NEXT = "<<actqkv-answer>>", "<<actqkv-next>>"
 _PLAIN_END = "\nAnswer:"

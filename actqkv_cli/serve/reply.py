@@ -64,7 +64,7 @@ def _usage(record: dict[str, Any]) -> dict[str, Any]:
 
 def _beside(record: dict[str, Any]) -> dict[str, Any]:
     """What OpenAI's answers do not have: the sources, and how they were found."""
-    how = ("finish", "supported", "documents", "policy", "budget", "seed", "usage", "version")
+    how = ("finish", "answered", "confidence", "supported", "documents", "policy", "budget", "seed", "usage", "version")
     return {"sources": record["sources"], "actqkv": {name: record[name] for name in how}}
 
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from actqkv_cli.engine.confidence import declines, strength
-from actqkv_cli.model.prompt import DECLINED
+from actqkv_cli.engine.answer import Answer
+from actqkv_cli.engine.confidence import LEAST, confidence, declines, strength
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        DECLINED,
+        "The document does not say.",
         "the document does not say",
         "The document doesn't mention who built it.",
         "Not mentioned in the document.",
@@ -43,3 +43,12 @@ def test_strength_is_the_best_blocks_deviation() -> None:
     assert strength(ranking) == pytest.approx((4 - 1) / 3**0.5)
     assert strength(10 * ranking + 3) == pytest.approx(strength(ranking))
     assert strength(torch.ones(5)) == 0
+
+
+def test_confidence_grows_with_likelihood_and_with_strength() -> None:
+    plain, peak = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0] * 99 + [9.0])
+    sure, unsure = (Answer("Ada Verren", 3, "stop", p) for p in (0.99, 0.2))
+    assert 0 < confidence(unsure, plain) < confidence(sure, plain) < confidence(sure, peak) < 1
+    assert confidence(unsure, plain) < LEAST < confidence(sure, peak)
+    assert confidence(Answer("The document does not say.", 6, "stop", 0.99), peak) == 0
+    assert confidence(Answer("", 0, "stop", 0.0), peak) == 0

@@ -16,7 +16,8 @@ from actqkv_cli.serve.app import make_app
 from actqkv_cli.serve.work import Begun, Event, Jobs
 
 RECORD = {
-    "answer": "one", "finish": "stop", "supported": None, "sources": [], "documents": ["a-1"], "policy": "heads",
+    "answer": "one", "finish": "stop", "answered": True, "confidence": 0.9, "supported": None,
+    "sources": [], "documents": ["a-1"], "policy": "heads",
     "budget": 960, "seed": 0, "version": "0", "usage": {"document_tokens": 5, "question_tokens": 3, "answer_tokens": 1},
 }  # fmt: skip
 
