@@ -373,3 +373,24 @@ def test_the_name_in_old_libraries_is_still_known() -> None:
     assert old is not None
     assert old.name == "smollm2-135m"
     assert find("default") is find("gpt2") is None
+
+
+def test_the_size_of_a_folder_whose_content_comes_and_goes(tmp_path: Path) -> None:
+    """pip unpacks into folders that it removes while we count."""
+    (tmp_path / "kept").write_bytes(b"x" * 100)
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            deep = tmp_path / "pip-unpack" / "deep"
+            deep.mkdir(parents=True, exist_ok=True)
+            (deep / "wheel").write_bytes(b"x")
+            shutil.rmtree(tmp_path / "pip-unpack")
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        assert {fetch._size(tmp_path) for _ in range(2000)} <= {100, 101}
+    finally:
+        done.set()
+        pip.join()

@@ -9,7 +9,7 @@ import tiny
 from actqkv_cli.documents import Document, Page
 from actqkv_cli.engine.ingest import encode
 from actqkv_cli.errors import UsageError
-from actqkv_cli.model.prompt import encode_document, encode_question, template
+from actqkv_cli.model.prompt import encode_document, encode_question, encode_turns, template
 
 SPECIAL = ["<|im_start|>", "<|endoftext|>", "<|im_end|>"]
 CHAT = (
@@ -155,3 +155,14 @@ def test_a_tokenizer_without_positions_is_refused(chat: Any) -> None:
 
     with pytest.raises(UsageError, match=r"tokenizer\.json"):
         encode_document(Slow(), [(1, 0, "x")])
+
+
+def test_a_follow_up_knows_the_turn_before_it_however_it_is_fed(chat: Any) -> None:
+    """In a chat what was said is in the cache; a server is sent it anew with every question."""
+    said = ("Who built it?", "Edda Morrow")
+    alone = encode_question(chat, "And when?", before=said)
+    again = encode_turns(chat, [said], "And when?")
+    assert alone.before == again.before == "Who built it?\nEdda Morrow"
+    assert again.ids.tolist()[-len(alone.ids) :] == alone.ids.tolist()
+    assert chat.decode(again.ids[again.own]) == chat.decode(alone.ids[alone.own]) == "And when?"
+    assert encode_question(chat, "And when?").before == encode_turns(chat, [], "And when?").before == ""

@@ -17,6 +17,7 @@ from hand_made import (
     RETRIEVAL_HEADS,
     SINK,
     TOKENS,
+    lexical,
     make_task,
     normal,
     question,
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv, heads, hybrid, make_policy, needs, policy_names, usual_budget
+from actqkv_cli.retrieval.policies.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import PerToken, Task, best
 from actqkv_kernels import activation_probe, block_scores
 
@@ -389,3 +391,15 @@ def test_with_own_a_layer_adds_its_own_choice_to_the_best() -> None:
         rest = sorted(set(task.candidates) - set(order[:12]), key=lambda block: -float(scores[block - 1]))
         assert blocks == sorted([*order[:12], *rest[: len(blocks) - 12]])
     assert all(choices == found[1] for choices in found[2:])
+
+
+def test_a_follow_up_is_ranked_by_the_turn_before_it_too() -> None:
+    """For half; and alone where it has no words of its own that the document knows."""
+    task = make_task(text="When was it finished?")
+    after = replace(task, before="Who built the lighthouse?\nEdda Morrow")
+    alone, before = lexical(task.text) * task.ranked_blocks, lexical(after.before) * task.ranked_blocks
+    assert torch.equal(lexical_scores(task), alone)
+    torch.testing.assert_close(lexical_scores(after), alone + before / 2)
+    heads = normal(3, 50).abs()
+    scores = [make_policy("hybrid", one).score(heads) for one in (task, after)]  # type: ignore[attr-defined]
+    assert not torch.equal(*scores)
