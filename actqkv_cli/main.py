@@ -100,7 +100,8 @@ def ingest(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Where retrieved keys stand: clamped, compact or original (short documents). [default: clamped]"
+            help="Where retrieved keys stand while reading: clamped, compact or original (short documents). "
+            "[default: clamped]"
         ),
     ] = None,
     prefill: Annotated[

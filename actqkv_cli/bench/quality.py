@@ -13,7 +13,7 @@ from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.bench.yardsticks import YARDSTICKS
 from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode
-from actqkv_cli.engine.confidence import LEAST, confidence
+from actqkv_cli.engine.confidence import trust
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
@@ -72,10 +72,10 @@ def measure(
                 again = session.start(encoded, policy, example.max_tokens, budget or None)
                 sampling = Sampling(max_tokens=example.max_tokens)
                 answer = decode(again, loaded.model, loaded.tokenizer, sampling)
-                trust = confidence(answer, again.ranking)
-                values |= judged(example, answer.text, trust >= LEAST)
+                trusted = trust(answer, again.ranking)
+                values |= judged(example, answer.text, trusted.answered)
                 # How far confidence is from being right, squared (Brier 1950).
-                values["brier"] = (trust - values.get("contains", values.get("score", 0.0))) ** 2
+                values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
             yield measured(example, context, (policy, budget), values)
 
 

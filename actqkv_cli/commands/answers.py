@@ -41,15 +41,15 @@ def record(
     run: "Run", answer: "Answer", documents: "Sequence[OpenDocument]", policy: str, budget: int, seed: int
 ) -> dict[str, Any]:
     """All that is known of an answer, for JSON."""
-    from actqkv_cli.engine.confidence import LEAST, confidence
+    from actqkv_cli.engine.confidence import trust
 
     manifests = [document.reader.manifest for document in documents]
     one = {"document": manifests[0].id} if len(manifests) == 1 else {}
-    trust = confidence(answer, run.ranking)
+    trusted = trust(answer, run.ranking)
     return {
         "answer": answer.text,
-        "answered": trust >= LEAST,
-        "confidence": round(trust, 3),
+        "answered": trusted.answered,
+        "confidence": round(trusted.confidence, 3),
         "finish": answer.finish,
         **cited(run, answer.text),
         **one,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from actqkv_cli.engine.answer import Answer
-from actqkv_cli.engine.confidence import LEAST, confidence, declines, strength
+from actqkv_cli.engine.confidence import Trust, declines, strength, trust
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,14 @@ def test_strength_is_the_best_blocks_deviation() -> None:
     assert strength(torch.ones(5)) == 0
 
 
-def test_confidence_grows_with_likelihood_and_with_strength() -> None:
+def test_trust_grows_with_likelihood_and_with_strength() -> None:
     plain, peak = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0] * 99 + [9.0])
     sure, unsure = (Answer("Ada Verren", 3, "stop", p) for p in (0.99, 0.2))
-    assert 0 < confidence(unsure, plain) < confidence(sure, plain) < confidence(sure, peak) < 1
-    assert confidence(unsure, plain) < LEAST < confidence(sure, peak)
-    assert confidence(Answer("The document does not say.", 6, "stop", 0.99), peak) == 0
-    assert confidence(Answer("", 0, "stop", 0.0), peak) == 0
+    found = [trust(unsure, plain), trust(sure, plain), trust(sure, peak)]
+    assert 0 < found[0].confidence < found[1].confidence < found[2].confidence < 1
+    assert [one.answered for one in found] == [False, False, True]
+
+
+@pytest.mark.parametrize("text", ["", "The document does not say."])
+def test_an_answer_that_declines_is_none(text: str) -> None:
+    assert trust(Answer(text, 6, "stop", 0.99), torch.tensor([0.0] * 99 + [9.0])) == Trust(False, 0.0)
