@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model import synthetic
+from actqkv_cli.model import choose, synthetic
 from actqkv_cli.model.files import resolve
 from actqkv_cli.model.load import load_model, refuse_unfit
 from actqkv_cli.model.shape import Shape
@@ -121,15 +121,10 @@ def test_nothing_is_written_where_there_is_no_room(
 def test_what_does_not_fit_in_memory_is_not_written(
     dtype: str, fits: bool, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "_free_memory", lambda device: 3 * Shape.of(SMALL).parameters)
+    monkeypatch.setattr(choose, "free_memory", lambda device: 3 * Shape.of(SMALL).parameters)
     if fits:
         assert make(tokenizer, tmp_path / "models", dtype).is_dir()
     else:
         with pytest.raises(OutOfMemory, match="memory are free"):
             make(tokenizer, tmp_path / "models", dtype)
         assert not (tmp_path / "models").exists()
-
-
-def test_free_memory_is_known_on_linux() -> None:
-    free = synthetic._free_memory(CPU)
-    assert free is None or 1 << 20 < free < 1 << 50
