@@ -564,7 +564,6 @@ def start(call: Call) -> int | Prompts:
     Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
     """
     warnings.showwarning = _warn
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for programmers
 
     def run() -> int | Prompts:
         result = app(list(call.argv), prog_name="actqkv", obj=call, standalone_mode=False)

@@ -50,9 +50,13 @@ def is_here(model: KnownModel, settings: Settings) -> bool:
 
 def load(files: ModelFiles, dtype: str, settings: Settings) -> "LoadedModel":
     """Raises what `load_model` raises."""
+    from transformers.utils import logging
+
     from actqkv_cli.model.load import load_model
 
-    return load_model(files, dtype=dtype, device=settings.device)
+    loaded = load_model(files, dtype=dtype, device=settings.device)
+    logging.set_verbosity_error()  # what transformers has to say while the model computes is for programmers
+    return loaded
 
 
 def ls(settings: Settings, as_json: bool) -> None:
