@@ -113,7 +113,7 @@ def test_with_less_memory_a_known_document_stays_known(
     settings = Settings(home=box.home, cache=box.cache, device="cpu", dtype="float32")
 
     def ingested() -> Done:
-        ingest.run([str(text)], None, settings, as_json=True, quiet=False)
+        ingest.run([str(text)], None, settings, as_json=True, quiet=False, environ={})
         return Done(0, *capsys.readouterr())
 
     free(100_000_000_000)
