@@ -110,7 +110,7 @@ def test_with_less_memory_a_known_document_stays_known(
     put(box, LARGEST, tiny)
     text = tmp_path / "log.txt"
     text.write_text((SAMPLES / "keepers-log.txt").read_text()[:3000])
-    settings = Settings(home=box.home, cache=box.cache, device="cpu", dtype="float32")
+    settings = Settings(home=box.home, cache=box.cache, device="cpu", dtype="float32", keep_alive=0)
 
     def ingested() -> Done:
         ingest.run([str(text)], None, settings, as_json=True, quiet=False, environ={})
