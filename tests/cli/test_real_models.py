@@ -65,7 +65,7 @@ def test_the_record_is_complete_and_the_budget_is_kept(answered: dict[str, Any])
     assert answered["model"]["name"] == "smollm2-135m"
     assert answered["policy"] == "hybrid"
     layers = answered["explain"]["blocks_per_layer"]
-    attended = [64 + 512 + 32 * len(blocks) for blocks in layers]
+    attended = [64 + 32 * len(blocks) for blocks in layers]
     assert sum(attended) <= answered["budget"] * len(layers)
     assert answered["usage"]["blocks"] == sum(map(len, layers))
     assert 0 < answered["usage"]["bytes_read"]["blocks"] < 30 * 20_000 * 2 * 3 * 64 * 2 / 2  # not half of the cache
