@@ -73,18 +73,18 @@ def unanswerable(examples: Sequence[Example]) -> list[Example]:
 
     Raises UsageError where there is one document only.
     """
-    contexts = list(dict.fromkeys(example.context for example in examples))
-    if len(contexts) < 2:
+    asked = list({example.context: example for example in examples}.values())  # one of each document
+    if len(asked) < 2:
         raise UsageError("questions of another document need two documents", "ask more questions, or lower --tokens")
-    other = dict(zip(contexts, [contexts[-1], *contexts[:-1]], strict=True))
+    other = {example.context: before for before, example in zip([asked[-1], *asked[:-1]], asked, strict=True)}
     return [
         replace(
             example,
             task=f"{example.task}-unanswerable",
-            context=other[example.context],
+            context=other[example.context].context,
             answers=(),
             spans=(),
-            passage="",
+            passage=other[example.context].passage,
         )
         for example in examples
     ]

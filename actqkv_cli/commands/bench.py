@@ -65,6 +65,8 @@ def quality(wanted: Quality, settings: Settings) -> None:
         needs(policy)  # there is such a policy
     if not wanted.generate and (wanted.unanswerable or set(wanted.policies) & set(YARDSTICKS)):
         raise UsageError("what is answered shows in answers only", "add --generate")
+    if wanted.unanswerable and wanted.together:
+        raise UsageError("put to all documents at once, no question is without its own", "leave out --together")
     if wanted.picture:
         pictures.check(wanted.picture)
     entry = find(settings.home, wanted.doc) if wanted.doc is not None else None
@@ -72,6 +74,8 @@ def quality(wanted: Quality, settings: Settings) -> None:
     spec, dtype = known.get("name", settings.model), known.get("dtype", settings.dtype)
     loaded = load(locate(spec, settings, quiet=wanted.as_json), dtype, settings)
     examples = _examples(wanted, loaded, entry)
+    if GOLD in wanted.policies and any(example.document for example in examples):
+        raise UsageError("these questions come without passages, so gold has nothing to read", "leave gold out")
     if wanted.unanswerable:
         examples += unanswerable(examples)
     without_budget = (REFERENCE, GOLD)

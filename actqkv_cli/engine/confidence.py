@@ -12,9 +12,7 @@ from actqkv_cli.engine.answer import Answer
 # another document. Weights of a bias, of the answer's mean log-likelihood, and of the ranking's strength.
 _ANSWERABLE = -6.18, 4.81, 1.29
 _RIGHT = -2.98, 6.54, 0.58
-_LEAST = (
-    0.25  # left-out questions: 67 % of those without an answer fall below it, 8 % of the others, 3 % of right answers
-)
+_LEAST = 0.25  # two thirds of those other questions fall below it, and few of the rest
 
 _TELLS = "say|state|mention|specif|provide|contain|answer|include|give|tell"
 _DECLINES = re.compile(
@@ -26,7 +24,7 @@ _DECLINES = re.compile(
 
 
 def declines(answer: str) -> bool:
-    """Whether an answer says that the document does not say, in the words of the prompt or in others."""
+    """Whether an answer says that the document does not say."""
     return not answer.strip() or _DECLINES.search(answer[:120]) is not None
 
 

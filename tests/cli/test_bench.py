@@ -95,6 +95,9 @@ def test_the_needle_is_hidden_in_the_users_own_document(library: Sandbox, bench:
         (["no-such-file.jsonl"], "no-such-file.jsonl"),
         (["passkey", "--picture", "a.gif"], ".gif"),
         (["passkey", "--tokens", "50"], "too few"),
+        (["passkey", "--policies", "gold"], "answers only"),
+        (["passkey", "--unanswerable"], "answers only"),
+        (["passkey", "--unanswerable", "--generate", "--together"], "all documents"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, library: Sandbox, bench: list[str]) -> None:
@@ -111,3 +114,23 @@ def test_questions_are_put_to_all_documents_at_once(library: Sandbox, bench: lis
     attended = [done.json["settings"][0]["metrics"]["attended"] for done in (alone, together)]
     assert attended[1]["mean"] > attended[0]["mean"] * 1.5  # full attention sees both documents
     assert together.json["settings"][1]["metrics"]["attended"]["mean"] <= 640
+
+
+def test_answers_beside_the_stock_model_and_questions_without_an_answer(
+    library: Sandbox, bench: list[str], tmp_path: Path
+) -> None:
+    text = (SAMPLES / "harbour-handbook.md").read_text().split("\n\n")[4:16]
+    rows = [{"context": part, "question": "Who built it?", "answers": ["Edda Morrow"]} for part in text]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    done = library.run(
+        *bench, path, "--tokens", "600", "--generate", "--unanswerable", "--policies", "gold,hybrid,reread",
+        "--budgets", "128", "--json", timeout=300,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = {row["policy"]: row["metrics"] for row in done.json["settings"]}
+    assert set(found) == {"gold", "hybrid", "reread"}
+    for metrics in found.values():
+        assert {"score", "declined", "declined_rightly"} <= metrics.keys()
+        assert metrics["score"]["n"] == metrics["declined_rightly"]["n"] == len(rows)
+    assert 0 <= found["hybrid"]["brier"]["mean"] <= 1
