@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP = {"pyproject.toml", "README.md", "LICENSE", "actqkv_cli", "kernels", "tests", "sample_docs"}
+TOP = {"pyproject.toml", "README.md", "LICENSE", "constraints.txt", "actqkv_cli", "kernels", "tests", "sample_docs"}
 
 
 def python(script: str, *more_path: Path) -> str:

@@ -235,8 +235,8 @@ class Worker:
         elif self._stopping:
             client.send(replaced="this worker was stopped")
         else:
+            self._served += 1  # before its client knows that it was
             self._serve(client, line)
-            self._served += 1
             self._last = time.monotonic()
 
     def _serve(self, client: Client, line: str | None) -> None:
