@@ -413,7 +413,9 @@ def bench_quality(
     haystack: Annotated[Path | None, typer.Option(help="Your own document, to hide needles in.")] = None,
     seed: Annotated[int, typer.Option(help="Of the generators.")] = 0,
     doc: Annotated[str | None, typer.Option("--doc", help="The ingested document that questions are about.")] = None,
-    generate: Annotated[bool, typer.Option("--generate", help="Also decode answers, and score them (slow).")] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Score decoded answers, not the right one's likelihood (slow).")
+    ] = False,
     unanswerable: Annotated[
         bool, typer.Option("--unanswerable", help="Also ask every document the questions of another one.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Every question under every policy and budget: fidelity to full attention, what is found, and what is answered."""
+"""Questions under policies and budgets: what is found, and fidelity to full attention or what is answered."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,17 @@ from torch import Tensor
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.metrics import score
 from actqkv_cli.bench.paired import Measured, Setting
-from actqkv_cli.bench.yardsticks import YARDSTICKS
 from actqkv_cli.documents.document import Document, Page
-from actqkv_cli.engine.answer import Sampling, decode
+from actqkv_cli.engine.answer import Sampling, decode_all
 from actqkv_cli.engine.confidence import trust
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
-from actqkv_cli.model.prompt import encode_question
+from actqkv_cli.model.prompt import EncodedQuestion, encode_question
 from actqkv_cli.retrieval.policies import needs
 
 REFERENCE = "full"
-_TOGETHER = 8  # settings of a question that go through the model at once: more take memory for little
+TOGETHER = 8  # runs that go through the model at once: more take memory for little
 _SHORT = {"contains": "best_subspan_em", "f1": "qa_f1"}
 _ALL_ANSWERS = frozenset({"string_match_all", "math_calc"})  # metrics that want every answer
 
@@ -37,46 +36,58 @@ def document_name(example: Example) -> str:
     return example.document or document_of(example.context).name
 
 
-def measure(
-    loaded: LoadedModel,
-    session: Session,
-    place: int,
-    example: Example,
-    settings: Sequence[Setting],
-    generate: bool,
+def fidelity(
+    loaded: LoadedModel, session: Session, place: int, example: Example, settings: Sequence[Setting]
 ) -> Iterator[Measured]:
-    """One question under every setting; fidelity is to `full`, if that is among them, and has to come first.
+    """How a question's gold answer fares under every setting, beside `full`, if that is among them and comes first.
 
     place: which of the session's documents the question is about.
     """
-    context = session.context
     gold = _gold_tokens(loaded.tokenizer, example)
-    blocks = gold_blocks(context, place, example)
-    encoded = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix)
+    encoded = _encoded(loaded, example)
     reference: Tensor | None = None
-    policies = [setting for setting in settings if setting[0] not in YARDSTICKS]
-    for start in range(0, len(policies), _TOGETHER):
-        together = policies[start : start + _TOGETHER]
+    for start in range(0, len(settings), TOGETHER):
+        together = settings[start : start + TOGETHER]
         runs = session.start_all([(encoded, policy, budget or None) for policy, budget in together], len(gold))
-        followed = session.follow(runs, gold)
-        for (policy, budget), run, logits in zip(together, runs, followed, strict=True):
+        for setting, run, logits in zip(together, runs, session.follow(runs, gold), strict=True):
             log_p = torch.log_softmax(logits, dim=-1).cpu()
-            if policy == REFERENCE:
+            if setting[0] == REFERENCE:
                 reference = log_p
-            values = {
-                **(likelihood(log_p, gold, reference) if len(gold) else {}),
-                **_found(run, context, place, example, blocks),
-                **_attended(run, context, policy),
-            }
-            if generate:
-                again = session.start(encoded, policy, example.max_tokens, budget or None)
-                sampling = Sampling(max_tokens=example.max_tokens)
-                answer = decode(again, loaded.model, loaded.tokenizer, sampling)
-                trusted = trust(answer, again.ranking)
-                values |= judged(example, answer.text, trusted.answered)
-                # How far confidence is from being right, squared (Brier 1950).
-                values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
-            yield measured(example, context, (policy, budget), values)
+            values = likelihood(log_p, gold, reference) if len(gold) else {}
+            values |= _seen(run, session.context, place, example, setting)
+            yield measured(example, session.context, setting, values)
+
+
+def answers(
+    loaded: LoadedModel, session: Session, asked: Sequence[tuple[int, Example]], settings: Sequence[Setting]
+) -> Iterator[Measured]:
+    """What is answered to questions of one length of answer, under every setting. asked: the place of each question's
+    document, as for `fidelity`, and the question; they go through the model together."""
+    wanted = [(place, example, setting) for place, example in asked for setting in settings]
+    sampling = Sampling(max_tokens=asked[0][1].max_tokens)
+    for start in range(0, len(wanted), TOGETHER):
+        together = wanted[start : start + TOGETHER]
+        runs = session.start_all(
+            [(_encoded(loaded, example), policy, budget or None) for _, example, (policy, budget) in together],
+            sampling.max_tokens,
+        )
+        decoded = decode_all(runs, session.step, loaded.model, loaded.tokenizer, sampling)
+        for (place, example, setting), run, answer in zip(together, runs, decoded, strict=True):
+            trusted = trust(answer, run.ranking)
+            values = judged(example, answer.text, trusted.answered)
+            # How far confidence is from being right, squared (Brier 1950).
+            values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
+            values |= _seen(run, session.context, place, example, setting)
+            yield measured(example, session.context, setting, values)
+
+
+def _encoded(loaded: LoadedModel, example: Example) -> EncodedQuestion:
+    return encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix)
+
+
+def _seen(run: Run, context: Context, place: int, example: Example, setting: Setting) -> dict[str, float]:
+    blocks = gold_blocks(context, place, example)
+    return {**_found(run, context, place, example, blocks), **_attended(run, context, setting[0])}
 
 
 def measured(example: Example, context: Context, setting: Setting, values: dict[str, float]) -> Measured:

@@ -3,13 +3,14 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from actqkv_cli import __version__
 from actqkv_cli.bench import results, yardsticks
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Measured, Setting
-from actqkv_cli.bench.quality import document_name, document_of, judged, measure, measured
+from actqkv_cli.bench.quality import TOGETHER, answers, document_name, document_of, fidelity, judged, measured
 from actqkv_cli.engine.confidence import declines
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
@@ -56,6 +57,7 @@ def measure_all(
         groups.setdefault((example.document, example.context), []).append(example)
     places = list(groups)
     most = max(budget for _, budget in plan) or None
+    policies = [setting for setting in plan if setting[0] not in yardsticks.YARDSTICKS]
     number = 0
     for asked in [places] if together else [[place] for place in places]:
         left = [
@@ -77,20 +79,39 @@ def measure_all(
                 )
                 documents.append(OpenDocument(stack.enter_context(one), loaded.device))
             side_by_side = context_of(documents, loaded.model)
-            for place, example in left:
+            for batch in _batches(left, len(policies) if generate else TOGETHER):
                 with session_over(loaded.model, side_by_side, most) as session:
-                    found = list(measure(loaded, session, place, example, plan, generate))
-                    texts = yardsticks.texts(session, loaded.tokenizer, place, example, plan)
-                for setting, text in texts.items():  # out of the session the model is stock
-                    answer = yardsticks.stock_answer(loaded, text, example)
-                    found.append(
-                        measured(example, side_by_side, setting, judged(example, answer, not declines(answer)))
-                    )
+                    if generate:
+                        found = list(answers(loaded, session, batch, policies))
+                    else:
+                        found = [
+                            row
+                            for place, example in batch
+                            for row in fidelity(loaded, session, place, example, policies)
+                        ]
+                    texts = [
+                        (example, yardsticks.texts(session, loaded.tokenizer, place, example, plan))
+                        for place, example in batch
+                    ]
+                for example, given in texts:
+                    for setting, text in given.items():  # out of the session the model is stock
+                        answer = yardsticks.stock_answer(loaded, text, example)
+                        found.append(
+                            measured(example, side_by_side, setting, judged(example, answer, not declines(answer)))
+                        )
                 results.append(folder, found)
                 rows += found
-                number += 1
+                number += len(batch)
                 progress("asking/questions", number, len(examples))
     return rows
+
+
+def _batches(asked: Sequence[tuple[int, Example]], settings: int) -> Iterator[list[tuple[int, Example]]]:
+    """Questions of the same length of answer, as many as go through the model together under so many settings."""
+    for _, alike in groupby(asked, key=lambda one: one[1].max_tokens):
+        batch = list(alike)
+        size = max(1, TOGETHER // max(settings, 1))
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
 @contextlib.contextmanager
