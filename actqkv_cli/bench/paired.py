@@ -26,7 +26,7 @@ class Measured:
 
     example: the question's id; document: a short name of what it is asked of, tokens: its length; budget: tokens
     attended per layer, 0 for a policy that attends none (a lexical ranking); values: metric -> value, a metric may be
-    missing; depth: where the needle stands, in [0, 1].
+    missing; depth: where the needle stands, in [0, 1]; answer: what was decoded.
     """
 
     example: str
@@ -37,6 +37,7 @@ class Measured:
     budget: int
     values: Mapping[str, float]
     depth: float | None = None
+    answer: str = ""
 
 
 @dataclass(frozen=True)

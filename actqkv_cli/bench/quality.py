@@ -12,7 +12,7 @@ from actqkv_cli.bench.metrics import score
 from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode_all
-from actqkv_cli.engine.confidence import trust
+from actqkv_cli.engine.confidence import strength, trust
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
@@ -75,10 +75,11 @@ def answers(
         for (place, example, setting), run, answer in zip(together, runs, decoded, strict=True):
             trusted = trust(answer, run.ranking)
             values = judged(example, answer.text, trusted.answered)
+            values |= {"likelihood": answer.likelihood, "strength": strength(run.ranking)}
             # How far confidence is from being right, squared (Brier 1950).
             values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
             values |= _seen(run, session.context, place, example, setting)
-            yield measured(example, session.context, setting, values)
+            yield measured(example, session.context, setting, values, answer.text)
 
 
 def _encoded(loaded: LoadedModel, example: Example) -> EncodedQuestion:
@@ -90,7 +91,9 @@ def _seen(run: Run, context: Context, place: int, example: Example, setting: Set
     return {**_found(run, context, place, example, blocks), **_attended(run, context, setting[0])}
 
 
-def measured(example: Example, context: Context, setting: Setting, values: dict[str, float]) -> Measured:
+def measured(
+    example: Example, context: Context, setting: Setting, values: dict[str, float], answer: str = ""
+) -> Measured:
     return Measured(
         example=example.id,
         task=example.task,
@@ -100,6 +103,7 @@ def measured(example: Example, context: Context, setting: Setting, values: dict[
         budget=setting[1],
         values=values,
         depth=example.depth,
+        answer=answer,
     )
 
 

@@ -96,9 +96,8 @@ def measure_all(
                 for example, given in texts:
                     for setting, text in given.items():  # out of the session the model is stock
                         answer = yardsticks.stock_answer(loaded, text, example)
-                        found.append(
-                            measured(example, side_by_side, setting, judged(example, answer, not declines(answer)))
-                        )
+                        values = judged(example, answer, not declines(answer))
+                        found.append(measured(example, side_by_side, setting, values, answer))
                 results.append(folder, found)
                 rows += found
                 number += len(batch)
