@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from actqkv_cli.errors import UsageError
 
 BETWEEN = "\n\n"  # joined contexts
+UNANSWERABLE = "-unanswerable"  # at the end of a task's name
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def unanswerable(examples: Sequence[Example]) -> list[Example]:
     return [
         replace(
             example,
-            task=f"{example.task}-unanswerable",
+            task=example.task + UNANSWERABLE,
             context=other[example.context].context,
             answers=(),
             spans=(),

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -48,9 +49,15 @@ def trust(answer: Answer, ranking: Tensor) -> Trust:
     question that the document does not answer has no block of its own."""
     if declines(answer.text):
         return Trust(False, 0.0)
-    seen = 1.0, math.log(max(answer.likelihood, 1e-9)), strength(ranking)
-    answerable, right = (
-        1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, seen, strict=True))))
-        for weights in (_ANSWERABLE, _RIGHT)
-    )
-    return Trust(answerable >= _LEAST, right)
+    seen = evidence(answer.likelihood, strength(ranking))
+    return Trust(logistic(_ANSWERABLE, seen) >= _LEAST, logistic(_RIGHT, seen))
+
+
+def evidence(likelihood: float, strength: float) -> tuple[float, ...]:
+    """What speaks for an answer, behind a constant: the mean log-likelihood of its tokens, the ranking's strength."""
+    return 1.0, math.log(max(likelihood, 1e-9)), strength
+
+
+def logistic(weights: Sequence[float], seen: Sequence[float]) -> float:
+    """A probability by logistic regression."""
+    return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, seen, strict=True))))
