@@ -73,9 +73,11 @@ def answers(
         )
         decoded = decode_all(runs, session.step, loaded.model, loaded.tokenizer, sampling)
         for (place, example, setting), run, answer in zip(together, runs, decoded, strict=True):
-            trusted = trust(answer, run.ranking)
+            coverage = run.coverage
+            trusted = trust(answer, run.ranking, coverage)
             values = judged(example, answer.text, trusted.answered)
-            values |= {"likelihood": answer.likelihood, "strength": strength(run.ranking)}
+            values |= {"likelihood": answer.likelihood, "least": answer.least, "strength": strength(run.ranking)}
+            values |= {} if coverage is None else {"coverage": coverage}
             # How far confidence is from being right, squared (Brier 1950).
             values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
             values |= _seen(run, session.context, place, example, setting)

@@ -59,7 +59,8 @@ def _report(rows: Sequence[Measured]) -> list[str]:
     right = np.array([row.values.get("contains", row.values.get("score", 0.0)) >= 0.5 for row in rows], dtype=float)
     right *= answerable
     said = np.array([declines(row.answer) for row in rows])
-    seen = np.array([evidence(row.values["likelihood"], row.values["strength"]) for row in rows])
+    values = [row.values for row in rows]
+    seen = np.array([evidence(v["likelihood"], v["least"], v["strength"], v.get("coverage")) for v in values])
     # A question's two rows, of its own document and of another, stay in one fold.
     folds = np.array([zlib.crc32(row.example.encode()) % _FOLDS for row in rows])
     found = {}

@@ -45,7 +45,7 @@ def record(
 
     manifests = [document.reader.manifest for document in documents]
     one = {"document": manifests[0].id} if len(manifests) == 1 else {}
-    trusted = trust(answer, run.ranking)
+    trusted = trust(answer, run.ranking, run.coverage)
     return {
         "answer": answer.text,
         "answered": trusted.answered,

@@ -32,12 +32,13 @@ Finish = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True)
 class Answer:
-    """likelihood: the geometric mean of its tokens' probabilities, that which ends it included."""
+    """likelihood: the geometric mean of its tokens' probabilities, that which ends it included; least: the smallest."""
 
     text: str
     tokens: int
     finish: Finish
     likelihood: float = 1.0
+    least: float = 1.0
 
 
 Step = Callable[[list[Run], list[int]], object]
@@ -105,8 +106,9 @@ class _Writer:
         self._log_p: list[float] = []
 
     def answer(self) -> Answer:
-        mean = sum(self._log_p) / max(len(self._log_p), 1)
-        return Answer("".join(self.pieces).rstrip(), len(self.tokens), self.finish, math.exp(mean))
+        mean, least = sum(self._log_p) / max(len(self._log_p), 1), min(self._log_p, default=0.0)
+        text = "".join(self.pieces).rstrip()
+        return Answer(text, len(self.tokens), self.finish, math.exp(mean), math.exp(least))
 
     def draw(self, logits: Tensor, stop: set[int]) -> int | None:
         """The next token, or None where the model ends its turn."""

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from actqkv_cli.engine.answer import Answer
 
-# Logistic regressions on answers of the 1.5B model to 120 natural questions over 16K tokens, half of them questions of
-# another document. Weights of a bias, of the answer's mean log-likelihood, and of the ranking's strength.
-_ANSWERABLE = -6.18, 4.81, 1.29
-_RIGHT = -2.98, 6.54, 0.58
-_LEAST = 0.25  # two thirds of those other questions fall below it, and few of the rest
+# Logistic regressions, fitted by `python -m actqkv_cli.bench.trust` on answers of the 1.5B model to natural questions
+# over 16K tokens, and to questions of another document; the weights are those of `evidence`.
+_ANSWERABLE = -6.93, -1.47, 1.48, 0.79, 9.55
+_RIGHT = -2.39, 3.72, 0.89, 0.22, 4.18
+_LEAST = 0.14  # two thirds of those other questions fall below it, and one in twenty of the rest
+_USUAL_COVERAGE = 0.49  # of a question that the document answers
 
 _TELLS = "say|state|mention|specif|provide|contain|answer|include|give|tell"
 _DECLINES = re.compile(
@@ -44,18 +45,20 @@ class Trust:
     confidence: float
 
 
-def trust(answer: Answer, ranking: Tensor) -> Trust:
-    """By the probabilities of the answer's tokens and by how far the best block of the ranking `(N,)` stands out: a
-    question that the document does not answer has no block of its own."""
+def trust(answer: Answer, ranking: Tensor, coverage: float | None) -> Trust:
+    """By the probabilities of the answer's tokens, and by how far the best block of the ranking `(N,)` stands out and
+    how much of the question it says: a question that the document does not answer has no block of its own."""
     if declines(answer.text):
         return Trust(False, 0.0)
-    seen = evidence(answer.likelihood, strength(ranking))
+    seen = evidence(answer.likelihood, answer.least, strength(ranking), coverage)
     return Trust(logistic(_ANSWERABLE, seen) >= _LEAST, logistic(_RIGHT, seen))
 
 
-def evidence(likelihood: float, strength: float) -> tuple[float, ...]:
-    """What speaks for an answer, behind a constant: the mean log-likelihood of its tokens, the ranking's strength."""
-    return 1.0, math.log(max(likelihood, 1e-9)), strength
+def evidence(likelihood: float, least: float, strength: float, coverage: float | None) -> tuple[float, ...]:
+    """What speaks for an answer, behind a constant: the mean log-likelihood of its tokens and the least, the ranking's
+    strength, and the coverage of the question, the usual one where it is not known."""
+    usual = _USUAL_COVERAGE if coverage is None else coverage
+    return 1.0, math.log(max(likelihood, 1e-9)), math.log(max(least, 1e-9)), strength, usual
 
 
 def logistic(weights: Sequence[float], seen: Sequence[float]) -> float:

@@ -19,6 +19,7 @@ from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.recorded import RecordedStep, recordable
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, feed, first_layers
 from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.retrieval.lexical import coverage
 from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.retrieval.policies.heads import block_sums
 from actqkv_cli.retrieval.policy import RetrievalPolicy, Task
@@ -234,6 +235,12 @@ class Run:
             *range(layout.near_start(tokens), -(-tokens // layout.block_size)),
         }
         return always.union(*(blocks.tolist() for blocks in self.blocks_of_layers))
+
+    @property
+    def coverage(self) -> float | None:
+        """How much of the question its best block says, as `lexical.coverage`."""
+        assert self._session.resident.lexical is not None
+        return coverage(self._session.resident.lexical, self.question.text)
 
     @property
     def sources(self) -> list[Source]:

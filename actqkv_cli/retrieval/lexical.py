@@ -1,5 +1,6 @@
 """BM25 over the text of a document's blocks, each with its two neighbours: a sentence ends where it likes."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -31,6 +32,23 @@ def lexical_index(reader: DocumentReader) -> Callable[[str], Tensor]:
         return torch.tensor(index.get_scores(asked)) if asked and any(corpus) else torch.zeros(len(blocks))
 
     return scores
+
+
+def coverage(scores: Callable[[str], Tensor], question: str) -> float | None:
+    """How much of a question its best block says: its BM25 over that of a block which had every word of the question
+    where it counts most, in [0, 1]. None where no word of it is in the text, as in another language.
+
+    scores: as `lexical_index` gives it. A word that is nowhere counts as if it were in one block.
+    """
+    import bm25s
+
+    words = set(bm25s.tokenize([question], return_ids=False, show_progress=False)[0])
+    best = [float(scores(word).max()) for word in words]
+    if not any(best):
+        return None
+    together = scores(question)
+    rarest = math.log(1 + len(together))
+    return min(1.0, float(together.max()) / sum(one or rarest for one in best))
 
 
 def block_texts(reader: DocumentReader) -> list[str]:

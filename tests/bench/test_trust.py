@@ -16,7 +16,7 @@ from actqkv_cli.bench.trust import calibration_error, fit, report
 
 
 def row(number: int, answerable: bool, likelihood: float, strength: float, right: bool, answer: str = "so") -> Measured:
-    values = {"likelihood": likelihood, "strength": strength}
+    values = {"likelihood": likelihood, "least": likelihood, "strength": strength}
     values |= {"contains": float(right)} if answerable else {"declined_rightly": 0.0}
     task = "qa" if answerable else "qa" + UNANSWERABLE
     return Measured(str(number), task, "book", 100, "hybrid", 448, values, answer=answer)

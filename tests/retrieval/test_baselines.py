@@ -9,7 +9,7 @@ from hand_made import BLOCK, BLOCKS, HEADS, KV_HEADS, LAYERS, SINK, make_methods
 from torch import Tensor
 
 from actqkv_cli.retrieval.fixed import FixedScores
-from actqkv_cli.retrieval.lexical import block_texts, lexical_index
+from actqkv_cli.retrieval.lexical import block_texts, coverage, lexical_index
 from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.store.manifest import Draft, Geometry, Source
 from actqkv_cli.store.reader import DocumentReader
@@ -150,6 +150,19 @@ def test_bm25_gives_to_blocks_that_share_words(asked: str, words: list[str], tmp
 def test_a_text_without_words_has_no_scores(text: str, tmp_path: Path) -> None:
     scores = lexical_index(story(tmp_path / "story", text))("the heron")
     assert not scores.any()
+
+
+def test_the_coverage_of_a_question_falls_with_every_word_that_is_elsewhere_or_nowhere(tmp_path: Path) -> None:
+    scores = lexical_index(story(tmp_path / "story", STORY))
+    word, found, with_another = (coverage(scores, asked) for asked in ("heron", "the heron's", "heron xylophone"))
+    assert word == found == pytest.approx(1)
+    assert with_another is not None
+    assert 0 < with_another < 0.8
+    apart = coverage(scores, "heron schooner")
+    assert apart is not None
+    assert apart < 1
+    for asked in ("xylophone?", "the of", "", "¿…?"):
+        assert coverage(scores, asked) is None
 
 
 def test_in_a_session_the_words_of_the_question_find_their_block(tmp_path: Path) -> None:
