@@ -5,6 +5,7 @@ its own; what is missing in the last block of the part before it is a gap, which
 """
 
 import functools
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +30,7 @@ class Part(Protocol):
     representatives: Tensor
     head_keys: Tensor | None
     lexical: Callable[[str], Tensor]  # a question's text -> (N,)
+    sentences: Callable[[int], range]  # a block -> its tokens and those of its sentences
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor: ...
 
@@ -186,6 +188,11 @@ def _resident(
             return documents[0].lexical(question)
         return torch.cat([part.lexical(question) for part in parts])
 
+    def sentences(block: int) -> range:
+        place = bisect_right(firsts, block) - 1
+        tokens, first = parts[place].sentences(block - firsts[place]), firsts[place] * size
+        return range(tokens.start + first, tokens.stop + first)
+
     def methods() -> Mapping[str, Tensor]:
         if len(parts) > 1:
             raise UsageError(
@@ -202,6 +209,7 @@ def _resident(
         density=tuple(manifest.density),
         methods=methods,
         lexical=lexical,
+        sentences=sentences,
     )
 
 

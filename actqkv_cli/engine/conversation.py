@@ -21,7 +21,7 @@ from actqkv_kernels import mean_representatives
 
 class _Turns:
     """The part of a context that was said. states: of each layer, `(2, Hkv, T, d)`, keys un-rotated. Its words are not
-    searched."""
+    searched, nor its sentences completed."""
 
     def __init__(self, states: Sequence[Tensor], manifest: Manifest, query_heads: int) -> None:
         size = manifest.geometry.block_size
@@ -36,6 +36,7 @@ class _Turns:
         rows = head_rows(manifest.retrieval_heads, query_heads, manifest.geometry.kv_heads)
         self.head_keys = torch.stack([states[layer][0, head] for layer, head in rows]) if rows else None
         self.lexical: Callable[[str], Tensor] = lambda question: torch.zeros(count)
+        self.sentences: Callable[[int], range] = lambda block: range(block * size, min((block + 1) * size, self.tokens))
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self._blocks[layer][ids.to(self._blocks[layer].device)]

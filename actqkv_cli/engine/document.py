@@ -9,6 +9,7 @@ from torch import Tensor
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.retrieval.lexical import lexical_index
+from actqkv_cli.retrieval.whole import sentence_tokens
 from actqkv_cli.store.reader import DocumentReader
 
 
@@ -16,7 +17,8 @@ class OpenDocument:
     """An open document's resident tensors on `device`.
 
     representatives: `(L, N, R, Hkv, d)`; head_keys: `(rows, T, d)` or None; methods: see `engine.methods`, and
-    lexical: the BM25 scores `(N,)` of the blocks for a question's text; both are loaded at their first use.
+    lexical: the BM25 scores `(N,)` of the blocks for a question's text, and sentences: the tokens of those that have a
+    part in a block; all three are loaded at their first use.
     """
 
     def __init__(self, reader: DocumentReader, device: torch.device) -> None:
@@ -40,8 +42,13 @@ class OpenDocument:
         def words() -> Callable[[str], Tensor]:
             return lexical_index(reader)
 
+        @functools.cache
+        def sentences() -> Callable[[int], range]:
+            return sentence_tokens(reader)
+
         self.methods = methods
         self.lexical: Callable[[str], Tensor] = lambda question: words()(question)
+        self.sentences: Callable[[int], range] = lambda block: sentences()(block)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockSource`."""

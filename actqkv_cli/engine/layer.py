@@ -159,7 +159,7 @@ class LayerAttention:
     def _bring(self, selected: Tensor | Selection, call: Call) -> None:
         """Gather and rotate the far keys: sink, blocks, single tokens; unless they are those of the call before."""
         if isinstance(selected, Tensor):
-            selected = Selection(selected, self._sink[:0], self._near[:, :, :0])
+            selected = Selection(selected, self._sink[:0])
         before = self._chosen
         if (
             before is not None
@@ -168,8 +168,9 @@ class LayerAttention:
         ):
             return
         self._chosen = selected
-        (keys, values), self._far_places = self._gather(torch.cat([self._sink, selected.blocks]))
-        if len(selected.tokens):
+        read = torch.cat([self._sink, selected.read(self._layout.block_size)])
+        (keys, values), self._far_places = self._gather(read, selected)
+        if selected.states is not None and len(selected.tokens):
             keys, values = torch.cat([keys, selected.states[0]], dim=1), torch.cat([values, selected.states[1]], dim=1)
             self._far_places = torch.cat([self._far_places, selected.tokens])
         if self._positions == "original":
@@ -185,14 +186,17 @@ class LayerAttention:
                 keys = self._rotary.at(keys, self._far_positions.to(keys.device))
         self._far = (keys, values)
 
-    def _gather(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of blocks `(2, Hkv, n, d)`, and which tokens they are `(n,)`."""
+    def _gather(self, ids: Tensor, selected: Selection | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of blocks `(2, Hkv, n, d)`, and which tokens they are `(n,)`. selected: what of them, if not
+        all."""
         size = self._layout.block_size
         states = _join(self._source.blocks(self._layer, ids))
         places = (ids[:, None] * size + torch.arange(size)).flatten()
         kept = places < self._position
         if self._gaps is not None:
             kept &= ~torch.isin(places, self._gaps)
+        if selected is not None:
+            kept &= shown(places, selected, self._sink, size)
         return (states, places) if kept.all() else (states[:, :, kept.to(states.device)], places[kept])
 
     def _gaps_before(self, places: Tensor) -> Tensor | int:
@@ -225,6 +229,14 @@ class LayerAttention:
             far_distance = torch.full_like(far_distance, self._layout.local)
         distance = torch.cat([far_distance, query - near], dim=1)
         return (distance >= 0) & (distance < call.sliding_window)
+
+
+def shown(places: Tensor, selected: Selection, sink: Tensor, block_size: int) -> Tensor:
+    """Which of tokens `places`, of blocks that were read for a selection and of the sink's `(s,)`, are attended to."""
+    if selected.states is not None or not len(selected.tokens):
+        return torch.ones_like(places, dtype=torch.bool)
+    whole = torch.cat([sink, selected.blocks])
+    return torch.isin(places // block_size, whole) | torch.isin(places, selected.tokens)
 
 
 @functools.lru_cache(maxsize=2)

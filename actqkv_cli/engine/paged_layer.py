@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from actqkv_cli.engine.blocks import BlockPool, Hold
-from actqkv_cli.engine.layer import Positions, Select
+from actqkv_cli.engine.layer import Positions, Select, shown
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.attention import Call, Rotary
 from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy, Selection
@@ -247,20 +247,23 @@ class PagedLayer:
         pages, hold = self.pool.lease(self._layer, count)
         return _Pages(pages, torch.full((count, self._layout.block_size), -1), (hold,))
 
-    def _of_blocks(self, ids: Tensor) -> _Pages:
-        """The pages of blocks, and which tokens they hold: no gaps, and none behind the document's end."""
+    def _of_blocks(self, ids: Tensor, selected: Selection | None = None) -> _Pages:
+        """The pages of blocks, and which tokens they hold: no gaps, none behind the document's end, and of blocks that
+        are not selected as a whole those that are."""
         size = self._layout.block_size
         pages = self.pool.bring(self._layer, ids)
         places = ids[:, None] * size + torch.arange(size)
         hidden = places >= self._position
         if self._gaps is not None:
             hidden |= torch.isin(places, self._gaps)
+        if selected is not None:
+            hidden |= ~shown(places, selected, self._sink, size)
         return _Pages(pages, places.masked_fill(hidden, -1), (self.pool.hold(self._layer, pages),))
 
     def _bring(self, selected: Tensor | Selection) -> None:
         """List the far pages: sink, blocks, and pages of single tokens; unless they are those of the call before."""
         if isinstance(selected, Tensor):
-            selected = Selection(selected, self._sink[:0], torch.empty(0))
+            selected = Selection(selected, self._sink[:0])
         before = self._chosen
         if (
             before is not None
@@ -270,9 +273,10 @@ class PagedLayer:
         ):
             return
         self._chosen, self._played = selected, None
-        self._far = [self._of_blocks(torch.cat([self._sink, selected.blocks]))]
-        if len(selected.tokens):
-            self._far.append(self._of_tokens(selected))
+        read = torch.cat([self._sink, selected.read(self._layout.block_size)])
+        self._far = [self._of_blocks(read, selected)]
+        if selected.states is not None and len(selected.tokens):
+            self._far.append(self._of_tokens(selected.tokens, selected.states))
         places = torch.cat([part.places for part in self._far])
         there = places >= 0
         self.far_tokens = int(there.sum())
@@ -286,13 +290,13 @@ class PagedLayer:
         as_stored = self._positions == "clamped" and self._rotary.zero_is_identity
         self._far_list = _list(torch.cat([part.pages for part in self._far]), positions, self.pool.device, as_stored)
 
-    def _of_tokens(self, selected: Selection) -> _Pages:
-        """Pages of our own for single tokens."""
-        size, count = self._layout.block_size, len(selected.tokens)
+    def _of_tokens(self, tokens: Tensor, states: Tensor) -> _Pages:
+        """Pages of our own for single tokens, whose states are `(2, Hkv, m, d)`."""
+        size, count = self._layout.block_size, len(tokens)
         found = self._lease(-(-count // size))
-        found.places.view(-1)[:count] = selected.tokens
+        found.places.view(-1)[:count] = tokens
         slots = found.pages.int().to(self.pool.device)
-        write_pages(selected.states[0], selected.states[1], self.pool.pages(self._layer), slots, 0)
+        write_pages(states[0], states[1], self.pool.pages(self._layer), slots, 0)
         return found
 
     def _list_near(self, base: int) -> PageList:

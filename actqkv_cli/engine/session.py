@@ -116,7 +116,8 @@ class Session:
         """Room in memory for the blocks of all the questions, and of one that was asked before."""
         layout = self.layout
         always = (layout.sink + layout.local) // layout.block_size
-        wanted = layout.retrieved_blocks * max(2, questions) + always
+        # Of a block's sentences parts may stand in both of its neighbours.
+        wanted = 3 * layout.retrieved_blocks * max(2, questions) + always
         for document in self.context.documents:
             document.pool.reserve(min(wanted, document.reader.manifest.block_count))
         if paged(self._rotary):

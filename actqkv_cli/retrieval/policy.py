@@ -21,8 +21,8 @@ class Resident:
     representatives: `(L, N, R, Hkv, d)`; heads: the model's retrieval heads, best first; head_keys: `(rows, T, d)`,
     the un-rotated keys of their kv heads, which head_rows names as (layer, kv head); query_heads: of the model;
     density: one number a layer, the mean information density at calibration; methods: what only some policies need,
-    see `method`; lexical: BM25 scores `(N,)` fp32 of the blocks for a question's text. The last two are made at
-    their first use.
+    see `method`; lexical: BM25 scores `(N,)` fp32 of the blocks for a question's text; sentences: the tokens of those
+    that have a part in a block, see `whole`. The last three are made at their first use.
     """
 
     representatives: Tensor
@@ -32,6 +32,7 @@ class Resident:
     density: tuple[float, ...] = ()
     methods: Callable[[], Mapping[str, Tensor]] = dict
     lexical: Callable[[str], Tensor] | None = None
+    sentences: Callable[[int], range] | None = None
 
     @property
     def head_rows(self) -> list[tuple[int, int]]:
@@ -92,12 +93,19 @@ class Selection:
     """Blocks to attend to, and single tokens beside them.
 
     blocks: ascending ids of candidates, int64 on the CPU; tokens: `(m,)` int64 on the CPU, tokens of the document
-    that stand in none of the blocks; states: their keys and values `(2, Hkv, m, d)`, keys un-rotated.
+    that stand in none of the blocks; states: their keys and values `(2, Hkv, m, d)`, keys un-rotated, where
+    they are not to be read from their own blocks.
     """
 
     blocks: Tensor
     tokens: Tensor
-    states: Tensor
+    states: Tensor | None = None
+
+    def read(self, block_size: int) -> Tensor:
+        """Ids of the blocks that are read for it, ascending."""
+        if self.states is not None or not len(self.tokens):
+            return self.blocks
+        return torch.cat([self.blocks, self.tokens // block_size]).unique()
 
 
 class RetrievalPolicy(Protocol):

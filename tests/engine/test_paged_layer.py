@@ -384,10 +384,11 @@ class Layers:
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self.tokens.unflatten(2, (-1, tiny.BLOCK))[:, :, ids.to(self.device)].permute(2, 0, 1, 3, 4)
 
-    def attend(self, window: int, blocks: list[int], loose: list[int], call: Call) -> None:
-        """With blocks and single tokens beside sink and local window; and compare all that can be told of it."""
+    def attend(self, window: int, blocks: list[int], loose: list[int], call: Call, given: bool = True) -> None:
+        """With blocks and single tokens beside sink and local window; and compare all that can be told of it. given:
+        whether tokens come with their states, or are read from their blocks."""
         tokens = torch.tensor(loose).long()
-        states = self.tokens[:, :, tokens.to(self.device)]
+        states = self.tokens[:, :, tokens.to(self.device)] if given else None
         ids = torch.tensor(blocks).long()
         self.selected = Selection(ids, tokens, states) if loose else ids
         query, key, value = self.normal(4, window, 16), *self.normal(2, 2, window, 16)
@@ -415,7 +416,8 @@ def test_a_layer_alone(family: str, sliding: int | None, positions: Positions) -
             layers.attend(9, [2, 3, 7], [8, 41, 127], call)
             layers.attend(1, [2, 3, 7], [8, 41], call)
             layers.attend(1, [2, 3, 7], [8, 40], call)
-            layers.attend(2, [3, 7], [8, 40], call)
+            layers.attend(2, [3, 7], [8, 40], call, given=False)
+            layers.attend(1, [3, 7], [32, 41, 48, 127], call, given=False)
             layers.attend(1, [], [], call)
             layers.attend(13, [14], [], call)
 

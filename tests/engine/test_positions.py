@@ -65,9 +65,17 @@ def dense(
     ids=["nothing", "blocks", "blocks and tokens", "tokens"],
 )
 @pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("given", [True, False], ids=["given", "read"])
 def test_every_pair_stands_at_its_distance(
-    family: str, positions: Positions, sliding: int | None, chosen: list[int], loose: list[int], rotates: bool
+    family: str,
+    positions: Positions,
+    sliding: int | None,
+    chosen: list[int],
+    loose: list[int],
+    rotates: bool,
+    given: bool,
 ) -> None:
+    """given: whether tokens come with their states, or are read from their blocks."""
     document = Document()
     layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, 1 << 20)
     draw = torch.Generator().manual_seed(4)
@@ -75,7 +83,7 @@ def test_every_pair_stands_at_its_distance(
 
     def select(layer: int, queries: Tensor) -> Tensor | Selection:
         ids, tokens = torch.tensor(chosen).long(), torch.tensor(beside).long()
-        return Selection(ids, tokens, document.tokens[:, :, tokens]) if loose else ids
+        return Selection(ids, tokens, document.tokens[:, :, tokens] if given else None) if loose else ids
 
     layer = LayerAttention(0, document, select, rotary, layout, positions, Workspace())
     layer.want_mass = True

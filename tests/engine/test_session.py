@@ -198,6 +198,9 @@ def test_asking_keeps_to_the_budget(document: Path, policy: str, budget: int, mo
             lengths = [len(blocks) for blocks in run.blocks_of_layers]
             if policy.startswith("acre"):
                 assert max(run.attended_tokens) <= budget
+            elif policy.split(":")[0] in ("heads", "hybrid", "lexical"):  # what they spend on whole sentences
+                assert sum(run.attended_tokens) <= 4 * budget
+                assert sum(run.attended_tokens) > 4 * (min(budget, task.tokens) - 3 * tiny.BLOCK)
             else:
                 assert sum(lengths) == 4 * share
                 assert all(share // 2 <= length <= max(2 * share, share) for length in lengths)

@@ -1,12 +1,16 @@
-"""A task made by hand, and what a policy selects for it."""
+"""A task and a document made by hand, and what a policy selects for it."""
 
 import zlib
+from pathlib import Path
 
+import tiny
 import torch
 from torch import Tensor
 
 from actqkv_cli.retrieval.policy import Resident, RetrievalPolicy, Selection, Task
-from actqkv_cli.store.manifest import RetrievalHead
+from actqkv_cli.store.manifest import Draft, Geometry, RetrievalHead, Source
+from actqkv_cli.store.reader import DocumentReader
+from actqkv_cli.store.writer import DocumentWriter
 
 LAYERS, HEADS, KV_HEADS, DIM = 4, 4, 2, 16
 TOKENS, BLOCK, SINK = 397, 8, 8
@@ -90,3 +94,31 @@ def whole_blocks(ids: Tensor) -> Selection:
 def top(scores: Tensor, candidates: range, count: int) -> list[int]:
     """The `count` best of the candidates by scores `(N,)`, ascending, found in the plainest way."""
     return sorted(sorted(candidates, key=lambda block: -float(scores[block]))[:count])
+
+
+STORY = (
+    "The lighthouse keeper fed a heron. It rained for days. A heron stood on the roof, and the keeper sang. "
+    "Nobody heard him; the sea was loud, so loud that the lantern shook. In spring a schooner brought oil."
+)
+TEMPLATE = 6  # tokens before the text
+
+
+def story(folder: Path, text: str, token: int = 3) -> DocumentReader:
+    """A document whose tokens are `token` characters long, in blocks of 8 tokens; the model is no matter here."""
+    starts = torch.tensor([0] * TEMPLATE + list(range(0, len(text), token)), dtype=torch.int32)
+    geometry = Geometry(layers=1, kv_heads=1, head_dim=2, block_size=8, segment_tokens=512, dtype="float32")
+    plan = Draft(
+        id=folder.name,
+        source=Source(name="story", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
+        model={},
+        geometry=geometry,
+        reading=tiny.reading(),
+        tokens=len(starts),
+        document_start=TEMPLATE,
+    )
+    with DocumentWriter.open(folder, plan) as writer:
+        representatives = torch.zeros(1, plan.block_count, 1, 1, 2)
+        writer.write_segment(torch.zeros(1, plan.block_count, 2, 1, 8, 2), representatives)
+        tables = {"ids": starts, "char_start": starts, "page": torch.ones_like(starts)}
+        writer.commit(text, tables, {"representatives": representatives})
+    return DocumentReader(folder)

@@ -5,15 +5,27 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from hand_made import BLOCK, BLOCKS, HEADS, KV_HEADS, LAYERS, SINK, make_methods, make_task, normal, question, run, top
+from hand_made import (
+    BLOCK,
+    BLOCKS,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    SINK,
+    STORY,
+    make_methods,
+    make_task,
+    normal,
+    question,
+    run,
+    story,
+    top,
+)
 from torch import Tensor
 
 from actqkv_cli.retrieval.fixed import FixedScores
 from actqkv_cli.retrieval.lexical import block_texts, coverage, lexical_index
 from actqkv_cli.retrieval.policies import make_policy
-from actqkv_cli.store.manifest import Draft, Geometry, Source
-from actqkv_cli.store.reader import DocumentReader
-from actqkv_cli.store.writer import DocumentWriter
 
 
 def selected(name: str, blocks: int = 10, **task: object) -> list[list[list[int]]]:
@@ -86,34 +98,6 @@ def test_lexical_ranks_by_shared_words() -> None:
     assert torch.equal(policy.ranking(torch.rand(BLOCKS)), expected)
     assert selected("lexical", text="Where is the lighthouse?") == [[top(expected, range(1, 46), 10)] * LAYERS] * 5
     assert selected("lexical", text="And why?") != selected("lexical", text="Where is the lighthouse?")
-
-
-STORY = (
-    "The lighthouse keeper fed a heron. It rained for days. A heron stood on the roof, and the keeper sang. "
-    "Nobody heard him; the sea was loud, so loud that the lantern shook. In spring a schooner brought oil."
-)
-TEMPLATE = 6  # tokens before the text
-
-
-def story(folder: Path, text: str, token: int = 3) -> DocumentReader:
-    """A document whose tokens are `token` characters long, in blocks of 8 tokens; the model is no matter here."""
-    starts = torch.tensor([0] * TEMPLATE + list(range(0, len(text), token)), dtype=torch.int32)
-    geometry = Geometry(layers=1, kv_heads=1, head_dim=2, block_size=8, segment_tokens=512, dtype="float32")
-    plan = Draft(
-        id=folder.name,
-        source=Source(name="story", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
-        model={},
-        geometry=geometry,
-        reading=tiny.reading(),
-        tokens=len(starts),
-        document_start=TEMPLATE,
-    )
-    with DocumentWriter.open(folder, plan) as writer:
-        representatives = torch.zeros(1, plan.block_count, 1, 1, 2)
-        writer.write_segment(torch.zeros(1, plan.block_count, 2, 1, 8, 2), representatives)
-        tables = {"ids": starts, "char_start": starts, "page": torch.ones_like(starts)}
-        writer.commit(text, tables, {"representatives": representatives})
-    return DocumentReader(folder)
 
 
 def test_the_blocks_share_out_the_text(tmp_path: Path) -> None:

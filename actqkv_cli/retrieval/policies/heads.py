@@ -12,7 +12,8 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
-from actqkv_cli.retrieval.policy import Step, Task, best, kv_head
+from actqkv_cli.retrieval.policy import Selection, Step, Task, best, kv_head
+from actqkv_cli.retrieval.whole import whole_sentences
 from actqkv_kernels import activation_probe, budget_shares, density
 
 OPTIONS = frozenset({"own", "uniform"})
@@ -37,12 +38,15 @@ class Policy:
         self._step: Step = "scout"
         blocks = -(-task.tokens // task.block_size)
         self._score = torch.zeros(blocks, device=task.resident.representatives.device)
-        self._chosen: list[Tensor] = []  # by layer
+        self._count: list[int] = []  # of blocks, by layer
+        self._chosen: list[Selection] = []
 
     def begin(self, step: Step) -> None:
         if step == "question":
             self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
-            self._chosen = [self._best(blocks) for blocks in self._shares()]
+            self._count = self._shares()
+            found = {count: whole_sentences(self._task, self._score, count) for count in set(self._count)}
+            self._chosen = [found[count] for count in self._count]
         self._step = step
 
     def score(self, by_heads: Tensor) -> Tensor:
@@ -56,11 +60,7 @@ class Policy:
         # No layer has fewer blocks than are best for all: that loses the answer. What goes beyond is better shared out.
         return budget_shares(self._densities, self._task.blocks, len(self._task.candidates), BLOCKS).tolist()
 
-    def _best(self, blocks: int) -> Tensor:
-        candidates = self._task.candidates
-        return best(self._score[candidates.start : candidates.stop], blocks, candidates.start)
-
-    def select(self, layer: int, queries: Tensor) -> Tensor:
+    def select(self, layer: int, queries: Tensor) -> Tensor | Selection:
         if self._step == "scout":
             for head in self._task.resident.heads:
                 if head.layer == layer:
@@ -75,7 +75,8 @@ class Policy:
         return self._chosen[layer]
 
     def foreseen(self, layer: int) -> Tensor:
-        return self._chosen[layer] if self._step == "question" else torch.empty(0, dtype=torch.int64)
+        read = self._step == "question"
+        return self._chosen[layer].read(self._task.block_size) if read else torch.empty(0, dtype=torch.int64)
 
     def _own_scores(self, layer: int, queries: Tensor) -> Tensor:
         """The candidates' scores by the layer's own probe-query: `(C,)`."""
@@ -84,12 +85,14 @@ class Policy:
             activation_probe(queries), task.resident.representatives[layer], task.candidates, task.score
         )
 
-    def _with_own(self, layer: int, queries: Tensor) -> Tensor:
+    def _with_own(self, layer: int, queries: Tensor) -> Selection:
         """The best BLOCKS of the ranking, and as many of the layer's own choice as its share has beyond them."""
-        first, count = self._task.candidates.start, len(self._chosen[layer])
+        candidates, count = self._task.candidates, self._count[layer]
         scores = self._own_scores(layer, queries)
-        scores[self._best(min(BLOCKS, count)) - first] = torch.inf
-        return best(scores, count, first)
+        first = best(self._score[candidates.start : candidates.stop], min(BLOCKS, count), candidates.start)
+        scores[first - candidates.start] = torch.inf
+        chosen = best(scores, count, candidates.start)
+        return Selection(chosen, chosen[:0])
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._score.cpu()

@@ -2,17 +2,30 @@
 
 from torch import Tensor
 
-from actqkv_cli.retrieval.fixed import FixedScores
-from actqkv_cli.retrieval.policy import Task
+from actqkv_cli.retrieval.policy import Selection, Step, Task
+from actqkv_cli.retrieval.whole import whole_sentences
 
 BLOCKS = 12
 BEFORE = 0.5
 
 
-class Policy(FixedScores):
+class Policy:
+    scout_layers = 0
+    settled = True
+
     def __init__(self, task: Task) -> None:
         self._scores = lexical_scores(task)
-        super().__init__(task, self._scores)
+        self._chosen = whole_sentences(task, self._scores, task.blocks)
+        self._read = self._chosen.read(task.block_size)
+
+    def begin(self, step: Step) -> None:
+        pass
+
+    def select(self, layer: int, queries: Tensor) -> Selection:
+        return self._chosen
+
+    def foreseen(self, layer: int) -> Tensor:
+        return self._read
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._scores
