@@ -53,7 +53,7 @@ Budget = Annotated[
     int | None,
     typer.Option(
         help="Tokens attended per layer beside the question. "
-        "[default: 448 with hybrid, heads and lexical, else as at ingest]"
+        "[default: 576 with hybrid, heads and lexical, else as at ingest]"
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")]

@@ -202,9 +202,9 @@ def test_what_was_not_kept_is_asked_for(spec: str) -> None:
 def test_usual_budgets() -> None:
     """A policy that knows its best number of blocks gets them; any other what the document was read with."""
     how = tiny.reading(budget=1000)
-    assert usual_budget("heads", how, BLOCK) == tiny.SINK + 12 * BLOCK
-    assert usual_budget("heads", how, BLOCK, said=1) == tiny.SINK + 13 * BLOCK
-    assert usual_budget("heads", how, BLOCK, said=100) == tiny.SINK + tiny.LOCAL + 12 * BLOCK
+    assert usual_budget("heads", how, BLOCK) == tiny.SINK + heads.BLOCKS * BLOCK
+    assert usual_budget("heads", how, BLOCK, said=1) == tiny.SINK + (heads.BLOCKS + 1) * BLOCK
+    assert usual_budget("heads", how, BLOCK, said=100) == tiny.SINK + tiny.LOCAL + heads.BLOCKS * BLOCK
     assert usual_budget("heads:uniform", how, BLOCK) == usual_budget("heads", how, BLOCK)
     assert usual_budget("quest", how, BLOCK) == usual_budget("acre:layer", how, BLOCK) == 1000
 
@@ -375,7 +375,7 @@ def test_the_ranking_is_the_attention_that_blocks_received(policy: str, tmp_path
 
 
 def test_with_own_a_layer_adds_its_own_choice_to_the_best() -> None:
-    """The shares are as without it, the best 12 are in all, the rest is what a layer's probe-query scores best."""
+    """The shares are as without it, the best BLOCKS are in all, the rest is what a layer's probe-query scores best."""
     task = make_task(20)
     plain = heads.Policy(task)
     expected = [[chosen.blocks.tolist() for chosen in choices] for choices in run(plain, 4)]
@@ -388,8 +388,8 @@ def test_with_own_a_layer_adds_its_own_choice_to_the_best() -> None:
     for layer, blocks in enumerate(found[1]):
         probe = activation_probe(question(4, layer, 15))
         scores = actqkv.candidate_scores(probe, task.resident.representatives[layer], task.candidates, "dot")
-        rest = sorted(set(task.candidates) - set(order[:12]), key=lambda block: -float(scores[block - 1]))
-        assert blocks == sorted([*order[:12], *rest[: len(blocks) - 12]])
+        rest = sorted(set(task.candidates) - set(order[: heads.BLOCKS]), key=lambda block: -float(scores[block - 1]))
+        assert blocks == sorted([*order[: heads.BLOCKS], *rest[: len(blocks) - heads.BLOCKS]])
     assert all(choices == found[1] for choices in found[2:])
 
 

@@ -18,7 +18,7 @@ from actqkv_kernels import activation_probe, budget_shares, density
 
 OPTIONS = frozenset({"own", "uniform"})
 NEEDS = ("head_keys", "representatives")
-BLOCKS = 12  # of each layer on average, unless a budget is given; more of them distract a small model
+BLOCKS = 16  # whose room each layer has on average, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from actqkv_cli.retrieval.policy import Selection, Step, Task
 from actqkv_cli.retrieval.whole import whole_sentences
 
-BLOCKS = 12
+BLOCKS = 16
 BEFORE = 0.5
 
 
