@@ -78,6 +78,7 @@ def measure(
     for length in lengths:
         document = OpenDocument(_RandomDocument(_manifest(shape, length, dtype), shape.heads, device), device)  # type: ignore[arg-type]
         document.lexical = functools.partial(_random_words, document.representatives.shape[1])
+        document.sentences = functools.partial(_no_more, document.reader.manifest.geometry.block_size)
         for policy in policies:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
@@ -111,6 +112,11 @@ def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dty
     with quiet_transformers(), device:
         made = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known), dtype=dtype)
     return made.eval().requires_grad_(False)
+
+
+def _no_more(block_size: int, block: int) -> range:
+    """A document without a text has no sentences: a block's own tokens."""
+    return range(block * block_size, (block + 1) * block_size)
 
 
 def _random_words(blocks: int, question: str) -> Tensor:

