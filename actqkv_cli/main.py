@@ -429,6 +429,7 @@ def bench_quality(
     markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
     model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
     positions: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    prefill: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
     home: Home = None,
@@ -443,7 +444,9 @@ def bench_quality(
         haystack=haystack, doc=doc, generate=generate, unanswerable=unanswerable, together=together, out=out,
         picture=picture, markdown=markdown, as_json=as_json,
     )  # fmt: skip
-    command.quality(wanted, _settings(model=model, positions=positions, device=device, dtype=dtype, home=home))
+    command.quality(
+        wanted, _settings(model=model, positions=positions, prefill=prefill, device=device, dtype=dtype, home=home)
+    )
 
 
 def _numbers(option: str, text: str) -> list[int]:

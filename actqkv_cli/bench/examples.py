@@ -85,7 +85,7 @@ def unanswerable(examples: Sequence[Example]) -> list[Example]:
             context=other[example.context].context,
             answers=(),
             spans=(),
-            passage=other[example.context].passage,
+            passage="",
         )
         for example in examples
     ]

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from actqkv_cli.store.files import write_atomic
 RUN, ROWS = "run.json", "results.jsonl"
 
 
-def resume(folder: Path, run: dict[str, Any], settings: int) -> list[Measured]:
+def resume(folder: Path, run: dict[str, Any], settings: Mapping[tuple[str, str, str], int]) -> list[Measured]:
     """What an earlier run with the same description has measured; begins the folder if there is none.
 
-    A question that a kill left without some of its `settings` rows is dropped. Raises UsageError if the folder holds
-    another run.
+    settings: how many rows each question has, by its task, document and id; one that a kill left without some of them
+    is dropped. Raises UsageError if the folder holds another run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -35,7 +35,7 @@ def resume(folder: Path, run: dict[str, Any], settings: int) -> list[Measured]:
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
     found = Counter((row.task, row.document, row.example) for row in rows)
-    rows = [row for row in rows if found[row.task, row.document, row.example] == settings]
+    rows = [row for row in rows if found[key := (row.task, row.document, row.example)] == settings.get(key)]
     write_atomic(path, [_encode(rows)])
     return rows
 

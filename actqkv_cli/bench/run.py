@@ -50,7 +50,8 @@ def measure_all(
         "together": together,
         "examples": hashlib.sha256(repr(examples).encode()).hexdigest(),
     }
-    rows = results.resume(folder, described, len(plan))
+    wanted = {_key(example): len(_settings(example, plan)) for example in examples}
+    rows = results.resume(folder, described, wanted)
     done = {(row.task, row.document, row.example) for row in rows}
     groups: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
@@ -61,10 +62,7 @@ def measure_all(
     number = 0
     for asked in [places] if together else [[place] for place in places]:
         left = [
-            (place, example)
-            for place, key in enumerate(asked)
-            for example in groups[key]
-            if (example.task, document_name(example), example.id) not in done
+            (place, example) for place, key in enumerate(asked) for example in groups[key] if _key(example) not in done
         ]
         number += sum(len(groups[key]) for key in asked) - len(left)
         if not left:
@@ -90,7 +88,7 @@ def measure_all(
                             for row in fidelity(loaded, session, place, example, policies)
                         ]
                     texts = [
-                        (example, yardsticks.texts(session, loaded.tokenizer, place, example, plan))
+                        (example, yardsticks.texts(session, loaded.tokenizer, place, example, _settings(example, plan)))
                         for place, example in batch
                     ]
                 for example, given in texts:
@@ -103,6 +101,15 @@ def measure_all(
                 number += len(batch)
                 progress("asking/questions", number, len(examples))
     return rows
+
+
+def _key(example: Example) -> tuple[str, str, str]:
+    return example.task, document_name(example), example.id
+
+
+def _settings(example: Example, plan: Sequence[Setting]) -> list[Setting]:
+    """Those of `plan` that a question is asked under: one without an answer has no passage for yardsticks to read."""
+    return [setting for setting in plan if example.answers or setting[0] not in yardsticks.YARDSTICKS]
 
 
 def _batches(asked: Sequence[tuple[int, Example]], settings: int) -> Iterator[list[tuple[int, Example]]]:

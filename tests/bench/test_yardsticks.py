@@ -69,7 +69,7 @@ def test_the_answer_is_what_the_model_alone_generates(tokenizer: PreTrainedToken
 def test_every_document_is_asked_the_questions_of_another() -> None:
     asked = [example(id=str(n), context=text, passage=f"{text}{n}") for n, text in enumerate(["a", "a", "b", "c"])]
     made = unanswerable(asked)
-    assert all(e.passage.startswith(e.context) for e in made)  # what gold reads does not answer either
+    assert not any(e.passage for e in made)
     assert [(e.id, e.context, e.answers) for e in made] == [
         ("0", "c", ()),
         ("1", "c", ()),

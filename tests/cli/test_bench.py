@@ -123,14 +123,21 @@ def test_answers_beside_the_stock_model_and_questions_without_an_answer(
     rows = [{"context": part, "question": "Who built it?", "answers": ["Edda Morrow"]} for part in text]
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    done = library.run(
+    command = [
         *bench, path, "--tokens", "600", "--generate", "--unanswerable", "--policies", "gold,hybrid,reread",
-        "--budgets", "128", "--json", timeout=300,
-    )  # fmt: skip
+        "--budgets", "128", "--json", "--out", tmp_path / "run",
+    ]  # fmt: skip
+    done = library.run(*command, timeout=300)
     assert done.code == 0, done.err
     found = {row["policy"]: row["metrics"] for row in done.json["settings"]}
     assert set(found) == {"gold", "hybrid", "reread"}
     for metrics in found.values():
-        assert {"score", "declined", "declined_rightly"} <= metrics.keys()
-        assert metrics["score"]["n"] == metrics["declined_rightly"]["n"] == len(rows)
+        assert {"score", "declined"} <= metrics.keys()
+        assert metrics["score"]["n"] == len(rows)
+    # Without an answer there is no passage that the stock model could be given.
+    assert [policy for policy in found if "declined_rightly" in found[policy]] == ["hybrid"]
+    assert found["hybrid"]["declined_rightly"]["n"] == len(rows)
     assert 0 <= found["hybrid"]["brier"]["mean"] <= 1
+    assert library.run(*command).json["settings"] == done.json["settings"]
+    kept = (tmp_path / "run" / "results.jsonl").read_bytes()
+    assert kept.count(b"\n") == 4 * len(rows)  # nothing was measured again
