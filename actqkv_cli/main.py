@@ -150,7 +150,12 @@ def ask(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="Questions, one a line or JSON lines; answers come as JSON lines."),
+        typer.Option(
+            "--file",
+            "-f",
+            help="Questions, one a line, or lines of JSON with a field question (.jsonl). Each is answered, in order, "
+            "by a line of JSON: what --json tells, the question, and your own line of JSON, whole, as input.",
+        ),
     ] = None,
     doc: Docs = None,
     every: All = False,
