@@ -130,7 +130,10 @@ def ingest(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Read documents into the library. An interrupted ingest resumes; an unchanged file is skipped."""
+    """Read documents into the library. An interrupted ingest resumes; an unchanged file is skipped.
+
+    Where one of several files fails, the others are read all the same; the exit code is that of the first failure.
+    """
     environ = dict(os.environ)  # before libraries add to it
     from actqkv_cli.commands import ingest as command
 
