@@ -13,7 +13,7 @@ from actqkv_cli.errors import ActqkvError, DiskFull, DocumentError, OutOfMemory,
 from actqkv_cli.failures import foreseen
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
-from actqkv_cli.store.library import list_entries
+from actqkv_cli.store.library import list_entries, sweep
 from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
 from actqkv_cli.worker.prepare import prepare
 
@@ -31,6 +31,7 @@ def run(
     if name and paths != ["-"]:
         raise UsageError("--name is for stdin (-) only", "a file is known by its own name")
     files = [] if paths == ["-"] else find_documents([Path(path) for path in paths])
+    sweep(settings.home)
     several, failures = len(files) > 1, list[ActqkvError]()
     documents = _documents(files, name, failures, several)
     results: list[dict[str, Any]] = []

@@ -1,5 +1,6 @@
 """actqkv plan: what reading a document would take here, and whether keeping its cache pays, before any work is done."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +20,11 @@ from actqkv_cli.commands.output import note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, read_document
 from actqkv_cli.engine.planted import FACTS
-from actqkv_cli.errors import UsageError
+from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.model.catalogue import KnownModel, find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
-from actqkv_cli.store.library import list_entries
+from actqkv_cli.store.library import list_entries, scratch
 from actqkv_cli.store.manifest import decisive
 
 if TYPE_CHECKING:
@@ -95,13 +97,14 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
     place = next(folder for folder in (settings.home, *settings.home.absolute().parents) if folder.is_dir())
     if not as_json:
         note(f"measuring this machine with a few layers like those of {name} …")
-    with torch.inference_mode():
+    with _folder(settings.home) as folder, torch.inference_mode():
         compute = measure_compute(shape, DTYPES[dtype], device)
         if reading.prefill == "full":
             seconds = compute.estimate(shape, tokens, causal_pairs(tokens))
         else:
-            seconds = tokens / reading.window * _window_seconds(config, shape, geometry, device, reading, tokens)
-    disk = _disk(place)
+            window = _window_seconds(config, shape, geometry, device, reading, tokens, folder)
+            seconds = tokens / reading.window * window
+        disk = _disk(folder, settings.home)
     estimate = estimated(shape, reading, geometry, tokens, sum(size.values()), compute, disk, seconds)
     setup = None
     if synthetic is None and (files is None or not _has_read(files, dtype, settings)):
@@ -250,8 +253,9 @@ def _geometry(shape: "Shape", dtype: str) -> "Geometry":
 
 
 def _window_seconds(
-    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int
-) -> float:
+    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int,
+    folder: Path,
+) -> float:  # fmt: skip
     """What a window with a full budget takes: a few are really read, by as few of the model's layers as are beyond any
     cache, of random weights, and the time is taken times the layers that there are."""
     import torch
@@ -273,10 +277,7 @@ def _window_seconds(
         document_start=0,
     )  # fmt: skip
     moments: list[float] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="actqkv-") as scratch,
-        DocumentWriter.open(Path(scratch) / _PLAN_DOCUMENT, draft) as writer,
-    ):
+    with DocumentWriter.open(folder / _PLAN_DOCUMENT, draft) as writer:
         prefill(model, ids, writer, geometry, reading, lambda position: moments.append(time.perf_counter()))
     steady = moments[-1 - _STEADY :]
     # The median leaves out the window at whose end a segment was written: writing is reckoned by the disk's rate.
@@ -303,13 +304,25 @@ def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device
     return model.eval().requires_grad_(False)
 
 
-def _disk(place: Path) -> "Disk | None":
+@contextlib.contextmanager
+def _folder(home: Path) -> Iterator[Path]:
+    """To measure in: on the library's disk, if that is ours to write on."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch(home))
+        except ActqkvError:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-")))
+        yield folder
+
+
+def _disk(folder: Path, home: Path) -> "Disk | None":
+    """None: a disk that is not the library's, or full, is left out of the estimate."""
     from actqkv_cli.bench.machine import measure_disk
 
     try:
-        return measure_disk(place)
+        return measure_disk(folder) if folder.parent.samefile(home) else None
     except OSError:
-        return None  # not ours to write in: the disk is left out of the estimate
+        return None
 
 
 def _text(result: dict[str, Any], estimate: Estimate, setup: Setup | None) -> str:

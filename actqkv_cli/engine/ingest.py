@@ -21,7 +21,8 @@ from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedDocument, encode_document
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.files import write_atomic
-from actqkv_cli.store.library import document_id, writing
+from actqkv_cli.store.library import document_id
+from actqkv_cli.store.locks import writing
 from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, Source, decisive
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -144,6 +145,7 @@ def calibration_of(loaded: LoadedModel, geometry: Geometry, cache: Path, progres
         loaded.model,
         loaded.tokenizer,
         geometry,
+        cache,
         lambda done, total: progress("calibrating", done, total),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
