@@ -14,8 +14,9 @@ from actqkv_cli.engine.calibration import READING
 from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.model.shape import Shape
 from actqkv_cli.store.library import scratch
-from actqkv_cli.store.manifest import Draft, Reading, Source
+from actqkv_cli.store.manifest import Reading, synthetic_draft
 from actqkv_cli.store.writer import DocumentWriter
 
 
@@ -67,11 +68,8 @@ def _stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
 
 def _ours(loaded: LoadedModel, ids: Tensor, reading: Reading, home: Path) -> float:
     """Seconds of the prefill that `ingest` does, segments on disk included."""
-    geometry = geometry_of(loaded)
-    source = Source(name="bench", sha256="0" * 64, page_count=1, characters=0, extractor="none")
-    draft = Draft(
-        id="bench", source=source, model={}, geometry=geometry, reading=reading, tokens=len(ids), document_start=0
-    )
+    geometry = geometry_of(Shape.of(loaded.model.config.to_dict()), loaded.dtype)
+    draft = synthetic_draft("bench", geometry, reading, len(ids))
     with scratch(home) as parent:
         began = time.perf_counter()
         with DocumentWriter.open(parent / draft.id, draft) as writer:

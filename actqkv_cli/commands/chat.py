@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from actqkv_cli.commands import kept, terminal
 from actqkv_cli.commands.answers import cited, show_sources, without_trailing_space
 from actqkv_cli.commands.ask import budget_of, documents
-from actqkv_cli.commands.output import note
+from actqkv_cli.commands.output import note, note_error
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
 
@@ -53,7 +53,7 @@ def run(docs: Sequence[str], every: bool, settings: Settings) -> Generator[str, 
             except kept.OtherWorkerNeeded as error:
                 note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
             except ActqkvError as error:
-                note(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+                note_error(error)
     finally:
         chat.locks.close()
 

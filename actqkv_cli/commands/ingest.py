@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.commands.models import is_here, load, locate
-from actqkv_cli.commands.output import PartlyFailed, note, print_json, progress
+from actqkv_cli.commands.output import PartlyFailed, note, note_error, print_json, progress
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DiskFull, DocumentError, OutOfMemory, OverDiskLimit, UsageError
@@ -30,6 +30,8 @@ def run(
         raise UsageError("stdin (-) is one document and needs a name", "cat FILE | actqkv ingest - --name NAME")
     if name and paths != ["-"]:
         raise UsageError("--name is for stdin (-) only", "a file is known by its own name")
+    if name and len(name) > 255:
+        raise UsageError("--name has more than 255 characters")
     files = [] if paths == ["-"] else find_documents([Path(path) for path in paths])
     sweep(settings.home)
     several, failures = len(files) > 1, list[ActqkvError]()
@@ -168,7 +170,7 @@ def _failed(error: ActqkvError, of: str, several: bool) -> ActqkvError:
     """A failure that costs one document, told at once where others follow, and without what its traceback holds."""
     failure = type(error)(of + error.message, error.hint)
     if several:
-        note(f"error: {failure.message}" + (f"; {failure.hint}" if failure.hint else ""))
+        note_error(failure)
     return failure
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _QUESTION = 64  # tokens of a question with its template, about
 _STEADY = 4  # windows with a full budget that are timed
 _LAYER_BYTES = 64 << 20  # of weights at least, so that they do not all stay in a cache between windows
-_PLAN_DOCUMENT = "plan"
 _CHARACTERS = 4.2  # a token, about: of English prose, by any of the catalogue's models
 _CALIBRATED = 4400  # tokens that are read to calibrate a model, about
 _TO_CONVERT, _CONVERTED = 20.0, 35e6  # seconds for the vocabulary, then parameters a second: of two cores
@@ -80,7 +79,7 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
     import torch
 
     from actqkv_cli.bench.machine import measure_compute
-    from actqkv_cli.engine.ingest import encode
+    from actqkv_cli.engine.ingest import encode, geometry_of
     from actqkv_cli.model.load import DTYPES, choose_device, choose_dtype, load_tokenizer
     from actqkv_cli.model.shape import Shape, causal_pairs
 
@@ -92,7 +91,7 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
         tokens = math.ceil(len(document.text) / _CHARACTERS)
     else:
         tokens = len(encode(document, load_tokenizer(files)).ids)
-    geometry = _geometry(shape, dtype)
+    geometry = geometry_of(shape, dtype)
     size = disk_bytes(document, tokens, geometry, reading.baselines)
     place = next(folder for folder in (settings.home, *settings.home.absolute().parents) if folder.is_dir())
     if not as_json:
@@ -244,14 +243,6 @@ def _config(files: ModelFiles | None, synthetic: dict[str, Any] | None) -> Any:
         return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
 
-def _geometry(shape: "Shape", dtype: str) -> "Geometry":
-    from actqkv_cli.store.manifest import Geometry
-
-    return Geometry.model_validate(
-        {"layers": shape.layers, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "dtype": dtype}
-    )
-
-
 def _window_seconds(
     config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int,
     folder: Path,
@@ -262,7 +253,7 @@ def _window_seconds(
 
     from actqkv_cli.engine.prefill import prefill
     from actqkv_cli.model.load import DTYPES
-    from actqkv_cli.store.manifest import Draft, Source
+    from actqkv_cli.store.manifest import synthetic_draft
     from actqkv_cli.store.writer import DocumentWriter
 
     dtype = DTYPES[geometry.dtype]
@@ -271,13 +262,9 @@ def _window_seconds(
     geometry = geometry.model_copy(update={"layers": layers})
     windows = math.ceil(min(reading.budget, tokens) / reading.window) + 1 + _STEADY
     ids = torch.randint(256, (windows * reading.window,))
-    source = Source(name=_PLAN_DOCUMENT, sha256="0" * 64, page_count=1, characters=0, extractor="none")
-    draft = Draft(
-        id=_PLAN_DOCUMENT, source=source, model={}, geometry=geometry, reading=reading, tokens=len(ids),
-        document_start=0,
-    )  # fmt: skip
+    draft = synthetic_draft("plan", geometry, reading, len(ids))
     moments: list[float] = []
-    with DocumentWriter.open(folder / _PLAN_DOCUMENT, draft) as writer:
+    with DocumentWriter.open(folder / draft.id, draft) as writer:
         prefill(model, ids, writer, geometry, reading, lambda position: moments.append(time.perf_counter()))
     steady = moments[-1 - _STEADY :]
     # The median leaves out the window at whose end a segment was written: writing is reckoned by the disk's rate.

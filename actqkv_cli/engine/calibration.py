@@ -21,7 +21,7 @@ from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
 from actqkv_cli.retrieval.policy import Task, Unforeseen
 from actqkv_cli.store.library import scratch
-from actqkv_cli.store.manifest import Draft, Geometry, Reading, RetrievalHead, Source
+from actqkv_cli.store.manifest import Geometry, Reading, RetrievalHead, synthetic_draft
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -84,15 +84,7 @@ def calibrate(
     text, places = planted_document()
     encoded = encode_document(tokenizer, [(1, 0, text)])
     tokens = len(encoded.ids)
-    draft = Draft(
-        id="calibration",
-        source=Source(name="calibration", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
-        model={},
-        geometry=geometry,
-        reading=READING,
-        tokens=tokens,
-        document_start=encoded.start,
-    )
+    draft = synthetic_draft("calibration", geometry, READING, tokens, len(text), document_start=encoded.start)
     total = tokens + len(FACTS) * 64
     with scratch(cache) as parent:
         folder = parent / draft.id
