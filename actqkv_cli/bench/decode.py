@@ -5,6 +5,7 @@ blocks, which costs no reading and no disk. What is timed depends on shapes alon
 import functools
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from actqkv_cli.model.shape import Shape
 from actqkv_cli.retrieval.policies import usual_budget
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.manifest import Draft, RetrievalHead, synthetic_draft
+from actqkv_cli.store.tensors import STORED
 
 _QUESTION = 24  # tokens
 _WARM = 4  # tokens that are not timed: what is recorded and brought in for the first ones stays
@@ -37,24 +39,20 @@ class _RandomDocument:
 
     def __init__(self, manifest: Draft, query_heads: int, device: torch.device) -> None:
         self.manifest = manifest
-        self._device = device
-        self._rows = len(head_rows(manifest.retrieval_heads, query_heads, manifest.geometry.kv_heads))
-        geometry = manifest.geometry
+        self._device, geometry = device, manifest.geometry
+        self._rows = len(head_rows(manifest.retrieval_heads, query_heads, geometry.kv_heads))
         self._shape = (2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         self._dtype = DTYPES[geometry.dtype]
         self._blocks = torch.randn((_DIFFERENT, *self._shape)).to(self._dtype)
 
-    def index(self) -> dict[str, Tensor]:
-        geometry = self.manifest.geometry
-        shape = (geometry.layers, self.manifest.block_count, 1, geometry.kv_heads, geometry.head_dim)
-        keys = (self._rows, self.manifest.tokens, geometry.head_dim)
-        return {
-            "representatives": torch.randn(shape, dtype=self._dtype, device=self._device),
-            "head_keys": torch.randn(keys, dtype=self._dtype, device=self._device),
-        }
-
-    def methods(self) -> dict[str, Tensor]:
-        return {}
+    def tensors(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Those that a document has without baselines."""
+        found = {}
+        for name in names:
+            if STORED[name].kept != "with baselines":
+                _, shape = STORED[name].like(self.manifest.geometry, self.manifest.tokens, self._rows)
+                found[name] = torch.randn(shape, dtype=self._dtype, device=self._device)
+        return found
 
     def read_blocks(self, layer: int, ids: Tensor, pinned: bool = False) -> Tensor:
         blocks = torch.empty((len(ids), *self._shape), dtype=self._dtype, pin_memory=pinned)
@@ -77,7 +75,7 @@ def measure(
     rows = []
     for length in lengths:
         document = OpenDocument(_RandomDocument(_manifest(shape, length, dtype), shape.heads, device), device)  # type: ignore[arg-type]
-        document.lexical = functools.partial(_random_words, document.representatives.shape[1])
+        document.lexical = functools.partial(_random_words, document.reader.manifest.block_count)
         document.sentences = functools.partial(_no_more, document.reader.manifest.geometry.block_size)
         for policy in policies:
             if device.type == "cuda":

@@ -17,7 +17,6 @@ from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Run, Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedQuestion, encode_question
-from actqkv_cli.retrieval.policies import needs
 
 REFERENCE = "full"
 TOGETHER = 8  # runs that go through the model at once: more take memory for little
@@ -169,12 +168,11 @@ def _found(run: Run, context: Context, place: int, example: Example, gold: list[
 def _attended(run: Run, context: Context, policy: str) -> dict[str, float]:
     """The fewest and the most retrieved blocks of a layer, tokens attended per layer, and bytes kept in memory."""
     blocks, tokens = [len(ids) for ids in run.blocks_of_layers], run.attended_tokens
-    resident = [{**document.reader.index(), **document.reader.methods()} for document in context.documents]
     values = {
         "least_blocks": float(min(blocks)),
         "most_blocks": float(max(blocks)),
         "attended": sum(tokens) / len(tokens),
-        "bytes": float(sum(tensors[name].nbytes for tensors in resident for name in needs(policy))),
+        "bytes": float(sum(tensor.nbytes for tensor in context.resident.tensors(*run.policy.needs))),
     }
     ratio = getattr(run.policy, "entropy_ratio", None)
     return values if ratio is None else {**values, "entropy": ratio}

@@ -61,15 +61,17 @@ def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
     from actqkv_cli.engine.answer import Sampling, decode
     from actqkv_cli.engine.session import session_over
     from actqkv_cli.model.prompt import encode_question
+    from actqkv_cli.retrieval.policies import make_policy
 
     with kept.model_of(entries, settings, asked.quiet) as loaded:
         clock.lap("load")
         opened = kept.open_documents(entries)
         budget = budget_of(settings, opened)
         with session_over(loaded.model, kept.context_of(opened), budget) as session:
-            clock.lap("index")
             encoded = encode_question(loaded.tokenizer, question)
-            started = session.start(encoded, settings.policy, room=settings.max_tokens)
+            policy = make_policy(settings.policy, session.task(encoded))  # which loads what it needs of the index
+            clock.lap("index")
+            (started,) = session.run([(policy, encoded)], room=settings.max_tokens)
             clock.lap("retrieve")
             clock.seconds["retrieve"] = round(started.scout_seconds, 4)
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)

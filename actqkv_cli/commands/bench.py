@@ -56,12 +56,12 @@ def quality(wanted: Quality, settings: Settings) -> None:
     from actqkv_cli.bench.quality import REFERENCE
     from actqkv_cli.bench.run import measure_all
     from actqkv_cli.bench.yardsticks import GOLD, YARDSTICKS
-    from actqkv_cli.retrieval.policies import needs
+    from actqkv_cli.retrieval.policies import check_policy
 
     for budget in wanted.budgets:
         load_settings(budget=budget)  # the same bounds as everywhere
     for policy in set(wanted.policies) - set(YARDSTICKS):
-        needs(policy)  # there is such a policy
+        check_policy(policy)
     if not wanted.generate and (wanted.unanswerable or set(wanted.policies) & set(YARDSTICKS)):
         raise UsageError("what is answered shows in answers only", "add --generate")
     if wanted.unanswerable and wanted.together:
@@ -157,11 +157,11 @@ def speed(wanted: Speed, settings: Settings) -> None:
     """Every way of asking, decoding and reading, side by side: a table or JSON, and a picture if one is wanted."""
     from actqkv_cli.bench import pictures, speed, speed_report
     from actqkv_cli.model.load import choose_device, choose_dtype
-    from actqkv_cli.retrieval.policies import needs
+    from actqkv_cli.retrieval.policies import check_policy
 
     if wanted.doc is not None and (wanted.file or wanted.synthetic):
         raise UsageError("--doc is in the library already, read by its own model", "leave the file and the model out")
-    needs(settings.policy)  # there is such a policy
+    check_policy(settings.policy)
     if wanted.picture:
         pictures.check(wanted.picture)
     if wanted.file:
@@ -229,10 +229,10 @@ def decode(
     from actqkv_cli.bench.decode import measure
     from actqkv_cli.model.load import choose_device, choose_dtype
     from actqkv_cli.model.synthetic import config_of
-    from actqkv_cli.retrieval.policies import needs
+    from actqkv_cli.retrieval.policies import check_policy
 
     for policy in policies:
-        needs(policy)  # there is such a policy
+        check_policy(policy)
     device = choose_device(settings.device)
     config, dtype = config_of(synthetic), choose_dtype(settings.dtype, device)
     record = measure(config, lengths, policies, settings.budget, rounds, tokens, device, dtype)

@@ -137,9 +137,9 @@ def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
 
 def _changed(settings: Settings, name: str, value: str) -> Settings:
     """Raises UsageError for a value that does not do."""
-    from actqkv_cli.retrieval.policies import needs
+    from actqkv_cli.retrieval.policies import check_policy
 
     checked = getattr(load_settings(**{name: value}), name)
     if name == "policy":
-        needs(value)
+        check_policy(value)
     return settings.model_copy(update={name: checked})

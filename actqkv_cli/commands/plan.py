@@ -133,41 +133,25 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
 def disk_bytes(document: Document, tokens: int, geometry: "Geometry", baselines: bool) -> dict[str, int]:
     """Sizes of the files that an ingest leaves, but for the manifest. Exact, if no two of the model's retrieval heads
     share a kv head; else the index is smaller."""
-    import torch
-
     from actqkv_cli.engine.calibration import HEADS
-    from actqkv_cli.store.segment import NAMES, cache_dtype, segment_header
-    from actqkv_cli.store.tensors import tensor_header
+    from actqkv_cli.store.manifest import INDEX, METHODS, TOKENS
+    from actqkv_cli.store.segment import segment_bytes
+    from actqkv_cli.store.tensors import STORED, file_bytes, names_in
 
     blocks, per_segment = -(-tokens // geometry.block_size), geometry.segment_blocks
-    dtype, heads = cache_dtype(geometry), (geometry.kv_heads, geometry.head_dim)
+    rows = min(HEADS, geometry.layers * geometry.kv_heads)
+    kept = {name: stored for name, stored in STORED.items() if baselines or stored.kept != "with baselines"}
 
-    def file(kind: torch.dtype = dtype, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        return {name: torch.empty(shape, dtype=kind, device="meta") for name, shape in shapes.items()}
+    def size(file: str) -> int:
+        return file_bytes({name: kept[name].like(geometry, tokens, rows) for name in names_in(file) if name in kept})
 
-    def size(tensors: dict[str, torch.Tensor]) -> int:
-        return len(tensor_header(tensors)[0]) + sum(tensor.nbytes for tensor in tensors.values())
-
-    layers = geometry.layers
-    methods = file(l1=(layers, blocks, 2, *heads))
-    if baselines:  # as engine.methods describes them
-        methods |= file(bounds=(layers, blocks, 2, *heads), l1_attended=(layers, blocks, 2, *heads))
-        methods |= file(anchors=(layers, blocks, 1, *heads))
-        methods |= file(torch.float32, h2o=(layers, blocks), snapkv=(layers, blocks), l1_attended_mass=(blocks,))
-        methods |= file(torch.int32, l1_attended_tokens=(blocks,))
-    segments = 0
-    for start in range(0, blocks, per_segment):
-        count = min(per_segment, blocks - start)
-        segments += len(segment_header(geometry, count, 1, NAMES[dtype]))
-        segments += layers * count * (geometry.block_bytes + 8 + math.prod(heads) * dtype.itemsize)
-    rows = min(HEADS, layers * geometry.kv_heads)
-    index = file(representatives=(layers, blocks, 1, *heads), head_keys=(rows, tokens, geometry.head_dim))
-    tables = file(torch.int32, ids=(tokens,), char_start=(tokens,), page=(tokens,))
     return {
-        "segments": segments,
-        "index": size(index),
-        "methods": size(methods),
-        "tokens": size(tables),
+        "segments": sum(
+            segment_bytes(geometry, min(per_segment, blocks - start)) for start in range(0, blocks, per_segment)
+        ),
+        "index": size(INDEX),
+        "methods": size(METHODS),
+        "tokens": size(TOKENS),
         "text": len(document.text.encode()),
     }
 

@@ -6,7 +6,7 @@ its own; what is missing in the last block of the part before it is a gap, which
 
 import functools
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,20 +17,22 @@ from transformers import PreTrainedModel
 
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.document import OpenDocument
-from actqkv_cli.errors import UsageError
+from actqkv_cli.errors import StoreDamaged, UsageError
+from actqkv_cli.retrieval.policies import of_several_documents
 from actqkv_cli.retrieval.policy import Resident, head_rows
 from actqkv_cli.retrieval.sources import MOST, Passage, passages_of
-from actqkv_cli.store.manifest import Manifest, decisive
+from actqkv_cli.store.manifest import METHODS, Manifest, decisive
+from actqkv_cli.store.tensors import names_in
 
 
 class Part(Protocol):
-    """Tokens in blocks. tokens: how many; representatives: `(L, N, R, Hkv, d)`; head_keys: `(rows, tokens, d)`."""
+    """Tokens in blocks. tokens: how many."""
 
     tokens: int
-    representatives: Tensor
-    head_keys: Tensor | None
     lexical: Callable[[str], Tensor]  # a question's text -> (N,)
     sentences: Callable[[int], range]  # a block -> its tokens and those of its sentences
+
+    def load(self, names: Collection[str]) -> Mapping[str, Tensor]: ...  # as `Resident.load`
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor: ...
 
@@ -68,9 +70,8 @@ class Context:
         """The pages in which the kernels find the row's blocks: the document's own, or one that all parts share."""
         if len(self.parts) == 1:
             return self.documents[0].pool
-        layers, blocks = self.resident.representatives.shape[:2]
         read = functools.partial(_blocks, self.parts, self.firsts)  # that it knows no context lets go of both at once
-        return BlockPool(read, layers, blocks, self.resident.representatives.device)
+        return BlockPool(read, self.resident.layers, self.resident.blocks, self.resident.device)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
@@ -128,9 +129,8 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
                     "ingest them with the same settings",
                 )
     size, sink = manifest.geometry.block_size, manifest.reading.sink
-    rows = len(head_rows(manifest.retrieval_heads, query_heads, manifest.geometry.kv_heads))
-    for document in documents:
-        document.check(rows, query_heads)
+    if any(head.head >= query_heads for head in manifest.retrieval_heads):
+        raise StoreDamaged(f"{documents[0].reader.folder}: the retrieval heads do not fit the model")
     parts: tuple[Part, ...] = (*documents, *([turns] if turns else []))
     firsts, gaps, unranked, position = [], [], [], 0
     for number, part in enumerate(parts):
@@ -149,7 +149,7 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
         firsts=tuple(firsts),
         tokens=end,
         said=position // size - firsts[-1] if turns else 0,
-        resident=_resident(documents, parts, firsts, end, query_heads),
+        resident=_resident(documents, parts, firsts, end, model),
         gaps=hidden,
         unranked=torch.cat([*unranked, hidden]).unique(),
     )
@@ -169,19 +169,39 @@ def _must_agree(one: Manifest, other: Manifest) -> list[tuple[str, object, objec
 
 
 def _resident(
-    documents: Sequence[OpenDocument], parts: Sequence[Part], firsts: Sequence[int], tokens: int, query_heads: int
+    documents: Sequence[OpenDocument],
+    parts: Sequence[Part],
+    firsts: Sequence[int],
+    tokens: int,
+    model: PreTrainedModel,
 ) -> Resident:
     manifest = documents[0].reader.manifest
-    size = manifest.geometry.block_size
-    if len(parts) == 1:
-        representatives, head_keys = documents[0].representatives, documents[0].head_keys
-    else:
-        ends = [*firsts[1:], -(-tokens // size)]
-        counts = [end - first for first, end in zip(firsts, ends, strict=True)]
-        representatives = torch.cat([part.representatives for part in parts], dim=1)
-        known = [part.head_keys for part in parts]
-        whole = [_fitted(keys, count * size) for keys, count in zip(known, counts, strict=True) if keys is not None]
-        head_keys = torch.cat(whole, dim=1) if len(whole) == len(parts) else None
+    size, geometry, query_heads = manifest.geometry.block_size, manifest.geometry, model.config.num_attention_heads
+    rows = len(head_rows(manifest.retrieval_heads, query_heads, geometry.kv_heads))
+    ends = [*firsts[1:], -(-tokens // size)]
+    held: dict[str, Tensor] = {}
+
+    def load(names: Collection[str]) -> Mapping[str, Tensor]:
+        missing = {*names} - held.keys()
+        if len(parts) > 1 and not missing.isdisjoint(names_in(METHODS)):
+            raise UsageError(
+                "this policy works on one document at a time, and not in a conversation",
+                f"choose one of {', '.join(of_several_documents())}",
+            )
+        found = [part.load(missing) for part in parts] if missing else []
+        for document, one in zip(documents, found, strict=False):
+            if "head_keys" in one and len(one["head_keys"]) != rows:
+                folder = document.reader.folder
+                raise StoreDamaged(f"{folder}: the keys of the retrieval heads do not fit them or the model")
+        for name in missing.intersection(*found):
+            held[name] = found[0][name] if len(parts) == 1 else in_a_row(name, [one[name] for one in found])
+        return held
+
+    def in_a_row(name: str, tensors: list[Tensor]) -> Tensor:
+        if name == "head_keys":  # of single tokens: they reach to the next part's first block
+            room = [(end - first) * size for first, end in zip(firsts, ends, strict=True)]
+            tensors = [pad(keys, (0, 0, 0, most - keys.shape[1])) for keys, most in zip(tensors, room, strict=True)]
+        return torch.cat(tensors, dim=1)
 
     def lexical(question: str) -> Tensor:
         if len(parts) == 1:
@@ -193,26 +213,15 @@ def _resident(
         tokens, first = parts[place].sentences(block - firsts[place]), firsts[place] * size
         return range(tokens.start + first, tokens.stop + first)
 
-    def methods() -> Mapping[str, Tensor]:
-        if len(parts) > 1:
-            raise UsageError(
-                "this policy works on one document at a time, and not in a conversation",
-                "choose hybrid, heads, lexical, actqkv, streaming or full",
-            )
-        return documents[0].methods()
-
     return Resident(
-        representatives=representatives,
+        layers=geometry.layers,
+        blocks=ends[-1],
+        kv_heads=geometry.kv_heads,
         query_heads=query_heads,
+        device=model.device,
+        load=load,
         heads=tuple(manifest.retrieval_heads),
-        head_keys=head_keys,
         density=tuple(manifest.density),
-        methods=methods,
         lexical=lexical,
         sentences=sentences,
     )
-
-
-def _fitted(keys: Tensor, tokens: int) -> Tensor:
-    """Keys `(rows, T, d)` padded to so many tokens."""
-    return pad(keys, (0, 0, 0, tokens - keys.shape[1]))

@@ -4,7 +4,7 @@ Turns continue the document. Their keys and values, as they were computed, form 
 them are the local window of the next question; older ones are blocks like all others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,13 +30,20 @@ class _Turns:
         padded = [pad(layer, (0, 0, 0, count * size - self.tokens)) for layer in states]
         self._blocks = [layer.unflatten(2, (count, size)).permute(2, 0, 1, 3, 4) for layer in padded]
         held = (self.tokens - torch.arange(count) * size).clamp(max=size).to(states[0].device)
-        self.representatives = torch.stack(
-            [mean_representatives(blocks[None, :, 0], held)[0] for blocks in self._blocks]
-        )
         rows = head_rows(manifest.retrieval_heads, query_heads, manifest.geometry.kv_heads)
-        self.head_keys = torch.stack([states[layer][0, head] for layer, head in rows]) if rows else None
+
+        def representatives() -> Tensor:
+            return torch.stack([mean_representatives(blocks[None, :, 0], held)[0] for blocks in self._blocks])
+
+        def head_keys() -> Tensor:
+            return torch.stack([states[layer][0, head] for layer, head in rows])
+
+        self._made = {"representatives": representatives, **({"head_keys": head_keys} if rows else {})}
         self.lexical: Callable[[str], Tensor] = lambda question: torch.zeros(count)
         self.sentences: Callable[[int], range] = lambda block: range(block * size, min((block + 1) * size, self.tokens))
+
+    def load(self, names: Collection[str]) -> Mapping[str, Tensor]:
+        return {name: self._made[name]() for name in names if name in self._made}
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self._blocks[layer][ids.to(self._blocks[layer].device)]

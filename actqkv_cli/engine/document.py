@@ -1,42 +1,34 @@
 """A document in use: what stays in memory of it, and a bounded cache in front of its blocks."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from actqkv_cli.engine.blocks import BlockPool
-from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.retrieval.lexical import lexical_index
 from actqkv_cli.retrieval.whole import sentence_tokens
 from actqkv_cli.store.reader import DocumentReader
 
 
 class OpenDocument:
-    """An open document's resident tensors on `device`.
+    """An open document: on `device`, what was asked for of its tensors, and its pool of blocks.
 
-    representatives: `(L, N, R, Hkv, d)`; head_keys: `(rows, T, d)` or None; methods: see `engine.methods`, and
-    lexical: the BM25 scores `(N,)` of the blocks for a question's text, and sentences: the tokens of those that have a
-    part in a block; all three are loaded at their first use.
+    lexical: the BM25 scores `(N,)` of the blocks for a question's text; sentences: the tokens of those that have a part
+    in a block; both are made at their first use.
     """
 
     def __init__(self, reader: DocumentReader, device: torch.device) -> None:
         self.reader = reader
         self.tokens = reader.manifest.tokens
-        index = {name: tensor.to(device) for name, tensor in reader.index().items()}
-        self.representatives = index["representatives"]
-        self.head_keys = index.get("head_keys")
+        self._device, self._held = device, dict[str, Tensor]()
         self.pool = BlockPool(
             functools.partial(reader.read_blocks, pinned=device.type == "cuda"),
             reader.manifest.geometry.layers,
             reader.manifest.block_count,
             device,
         )
-
-        @functools.cache
-        def methods() -> Mapping[str, Tensor]:
-            return {name: tensor.to(device) for name, tensor in reader.methods().items()}
 
         @functools.cache
         def words() -> Callable[[str], Tensor]:
@@ -46,9 +38,15 @@ class OpenDocument:
         def sentences() -> Callable[[int], range]:
             return sentence_tokens(reader)
 
-        self.methods = methods
         self.lexical: Callable[[str], Tensor] = lambda question: words()(question)
         self.sentences: Callable[[int], range] = lambda block: sentences()(block)
+
+    def load(self, names: Collection[str]) -> Mapping[str, Tensor]:
+        """The tensors of `store.tensors` that were asked for until now, those of `names` included as far as the
+        document has them."""
+        if missing := {*names} - self._held.keys():
+            self._held |= {name: found.to(self._device) for name, found in self.reader.tensors(missing).items()}
+        return self._held
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockSource`."""
@@ -57,12 +55,3 @@ class OpenDocument:
     def read_ahead(self, layer: int, ids: Tensor) -> None:
         """See `BlockPool.read_ahead`."""
         self.pool.read_ahead(layer, ids)
-
-    def check(self, rows: int, query_heads: int) -> None:
-        """Raises StoreDamaged if the retrieval heads, or the `rows` of their keys, do not fit the model."""
-        manifest = self.reader.manifest
-        expected = (rows, manifest.tokens, manifest.geometry.head_dim)
-        found = None if self.head_keys is None else tuple(self.head_keys.shape)
-        heads = manifest.retrieval_heads
-        if heads and (found != expected or any(head.head >= query_heads for head in heads)):
-            raise StoreDamaged(f"{self.reader.folder}: the keys of the retrieval heads do not fit them or the model")

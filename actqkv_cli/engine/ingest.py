@@ -24,7 +24,8 @@ from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.files import write_atomic
 from actqkv_cli.store.library import document_id
 from actqkv_cli.store.locks import writing
-from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, Source, decisive
+from actqkv_cli.store.manifest import TOKENS, Draft, Geometry, Manifest, Reading, Source, decisive
+from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
 Progress = Callable[[str, int, int], None]
@@ -105,9 +106,10 @@ def ingest(
             reading,
             lambda position: progress("reading", position, len(encoded.ids)),
         )
-        index = {"representatives": prefilled.representatives.cpu(), **_head_keys(writer, draft, loaded)}
-        methods = method_tensors(prefilled, writer, geometry, reading, draft.tokens)
-        manifest = writer.commit(document.text, _tables(encoded), index, methods)
+        tensors = {**_tables(encoded), "representatives": prefilled.representatives.cpu()}
+        tensors |= _head_keys(writer, draft, loaded)
+        tensors |= method_tensors(prefilled, writer, geometry, reading, draft.tokens)
+        manifest = writer.commit(document.text, tensors)
     return Ingested(manifest, resumed_at, time.monotonic() - began, tuple(writer.warnings))
 
 
@@ -162,4 +164,4 @@ def _head_keys(writer: DocumentWriter, draft: Draft, loaded: LoadedModel) -> dic
 
 
 def _tables(encoded: EncodedDocument) -> dict[str, Tensor]:
-    return {"ids": encoded.ids, "char_start": encoded.char_start, "page": encoded.page}
+    return {name: getattr(encoded, name) for name in names_in(TOKENS)}

@@ -1,13 +1,4 @@
-"""What only some retrieval methods need of a document that was just read: the tensors of methods.safetensors.
-
-`l1` `(L, N, 2, Hkv, d)`, ACRE's L1: keys and values of each block's last token. And where baselines are wanted:
-
-- `bounds` `(L, N, 2, Hkv, d)`: least and greatest value of each key channel (Quest)
-- `anchors` `(L, N, 1, Hkv, d)`: mean of the 4 keys that received most attention (InfLLM)
-- `h2o` `(L, N)`: attention that a block received while the document was read, summed over windows (H2O)
-- `snapkv` `(L, N)`: pooled votes of the document's last 32 tokens (SnapKV)
-- `l1_attended` `(L, N, 2, Hkv, d)`, `l1_attended_tokens`, `l1_attended_mass` `(N,)`: ACRE's L1 by most attended tokens
-"""
+"""What only some retrieval methods need of a document that was just read: see `store.tensors`."""
 
 import torch
 from torch import Tensor
@@ -26,7 +17,7 @@ _POOL = 7  # SnapKV's kernel
 def method_tensors(
     prefilled: Prefilled, writer: DocumentWriter, geometry: Geometry, reading: Reading, tokens: int
 ) -> dict[str, Tensor]:
-    """The tensors above, on the CPU. Baselines read the segments once more, a layer of the document at a time."""
+    """The tensors of methods.safetensors, on the CPU. Baselines read the segments once more, a layer at a time."""
     found = {"l1": prefilled.l1.cpu()}
     if not reading.baselines:
         return found

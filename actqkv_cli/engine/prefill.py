@@ -24,7 +24,7 @@ _OBSERVED = 32  # of the document's last queries: SnapKV's window
 class Prefilled:
     """What stays in memory of a document that was read.
 
-    representatives: `(L, N, 1, Hkv, d)`; l1: `(L, N, 2, Hkv, d)`, see `engine.methods`; where baselines are wanted
+    representatives: `(L, N, 1, Hkv, d)`; l1: `(L, N, 2, Hkv, d)`, see `store.tensors`; where baselines are wanted
     also received: `(L, T)` fp32, attention that each token received, all heads and windows, and last_queries:
     `(L, H, <= 32, d)`, un-rotated.
     """

@@ -121,12 +121,12 @@ class Session:
         for document in self.context.documents:
             document.pool.reserve(min(wanted, document.reader.manifest.block_count))
         if paged(self._rotary):
-            self.context.pool.reserve(min(wanted, self.resident.representatives.shape[1]))
+            self.context.pool.reserve(min(wanted, self.resident.blocks))
 
     def _read_ahead(self, runs: "Sequence[Run]") -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""
         sink = torch.arange(self.layout.sink_blocks(self.tokens))
-        for layer in range(len(self.resident.representatives)):
+        for layer in range(self.resident.layers):
             foreseen = [run.policy.foreseen(layer) for run in runs]
             self.context.read_ahead(layer, torch.cat([sink, *foreseen]).unique())
 
@@ -179,7 +179,7 @@ class Session:
     def layers(self, policy: RetrievalPolicy) -> list[Layer]:
         return make_layers(
             self.context.pool,
-            len(self.resident.representatives),
+            self.resident.layers,
             policy.select,
             self._rotary,
             self.layout,

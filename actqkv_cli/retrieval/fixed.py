@@ -8,12 +8,13 @@ from actqkv_cli.retrieval.policy import Step, Task, best
 class FixedScores:
     """Each layer has the best blocks by scores that no query changes. scores: `(L, N)` or, for all alike, `(N,)`."""
 
+    needs: tuple[str, ...] = ()
     scout_layers = 0
     settled = True
 
     def __init__(self, task: Task, scores: Tensor) -> None:
         candidates = task.candidates
-        layers = len(task.resident.representatives)
+        layers = task.resident.layers
         ours = scores.expand(layers, -1)[:, candidates.start : candidates.stop]
         if scores.dim() == 1:
             self._chosen = [best(ours[0], task.blocks, candidates.start)] * layers

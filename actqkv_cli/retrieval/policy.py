@@ -1,6 +1,6 @@
 """What a retrieval policy is, and what it may look at."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,35 +18,47 @@ Step = Literal["scout", "question", "decode"]
 class Resident:
     """What stays in memory of a document: enough to score every block without reading one.
 
-    representatives: `(L, N, R, Hkv, d)`; heads: the model's retrieval heads, best first; head_keys: `(rows, T, d)`,
-    the un-rotated keys of their kv heads, which head_rows names as (layer, kv head); query_heads: of the model;
-    density: one number a layer, the mean information density at calibration; methods: what only some policies need,
-    see `method`; lexical: BM25 scores `(N,)` fp32 of the blocks for a question's text; sentences: the tokens of those
-    that have a part in a block, see `whole`. The last three are made at their first use.
+    load: from names to the tensors of `store.tensors` that the document has by them, see `tensors`; device: where these
+    are; heads: the model's retrieval heads, best first, whose kv heads head_rows names as (layer, kv head); density:
+    one number a layer, the mean information density at calibration; lexical: BM25 scores `(N,)` fp32 of the blocks for
+    a question's text; sentences: the tokens of those that have a part in a block, see `whole`. What is loaded, and the
+    last two, are made at their first use.
     """
 
-    representatives: Tensor
+    layers: int
+    blocks: int
+    kv_heads: int
     query_heads: int
+    device: torch.device
+    load: Callable[[Collection[str]], Mapping[str, Tensor]]
     heads: tuple[RetrievalHead, ...] = ()
-    head_keys: Tensor | None = None
     density: tuple[float, ...] = ()
-    methods: Callable[[], Mapping[str, Tensor]] = dict
     lexical: Callable[[str], Tensor] | None = None
     sentences: Callable[[int], range] | None = None
 
     @property
     def head_rows(self) -> list[tuple[int, int]]:
-        return head_rows(self.heads, self.query_heads, self.representatives.shape[3])
+        return head_rows(self.heads, self.query_heads, self.kv_heads)
 
-    def method(self, name: str) -> Tensor:
-        """A tensor of `engine.methods`. Raises UsageError if the document was read without it."""
-        try:
-            return self.methods()[name]
-        except KeyError:
+    def tensors(self, *names: str) -> list[Tensor]:
+        """Tensors of `store.tensors`. Raises UsageError if the document was read without one."""
+        found = self.load(names)
+        if missing := [name for name in names if name not in found]:
             raise UsageError(
-                f"the document was read without what this policy needs ({name})",
+                f"the document was read without what this policy needs ({missing[0]})",
                 "ingest it again with --baselines, or choose another --policy",
-            ) from None
+            )
+        return [found[name] for name in names]
+
+    @property
+    def representatives(self) -> Tensor:
+        """`(L, N, 1, Hkv, d)`"""
+        return self.tensors("representatives")[0]
+
+    @property
+    def head_keys(self) -> Tensor:
+        """`(rows, T, d)`: the keys of `head_rows`."""
+        return self.tensors("head_keys")[0]
 
 
 def head_rows(heads: Sequence[RetrievalHead], query_heads: int, kv_heads: int) -> list[tuple[int, int]]:
@@ -111,12 +123,16 @@ class Selection:
 class RetrievalPolicy(Protocol):
     """A retrieval method. The session calls `begin` before each pass over the layers, `select` in each layer.
 
-    scout_layers: how many layers a first, scouting pass over the question needs; 0 for none. settled: whether what
-    was selected for the question stays for the answer.
+    needs: the tensors of `store.tensors` that it keeps in memory, of the class the most that it may need; scout_layers:
+    how many layers a first, scouting pass over the question needs, 0 for none; settled: whether what was selected for
+    the question stays for the answer.
     """
 
     scout_layers: int
     settled: bool
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
 
     def begin(self, step: Step) -> None: ...
 
@@ -149,6 +165,7 @@ class PerToken(Unforeseen):
     """A policy by which every layer selects anew for each token, or, with the option `every4` or `every16`, for each
     fourth or sixteenth. What it selects can stay on the device."""
 
+    needs: tuple[str, ...] = ()
     scout_layers = 0
     settled = False
     EVERY = frozenset({"every4", "every16"})

@@ -15,7 +15,7 @@ from actqkv_cli.errors import ActqkvError, DiskFull, StoreDamaged
 DAMAGED_HINT = "remove the document and ingest it again"
 DISK_FULL_HINT = "free some space, or raise the limit, and run the same command again: it resumes where it stopped"
 TEMPORARY = ".tmp"
-_CHUNK = 1 << 22
+CHUNK = 1 << 22
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # O_NONBLOCK: opening a FIFO that someone put in the folder must fail the regular-file check, not hang.
 _READ_FLAGS = (
@@ -164,9 +164,9 @@ def check_file(path: Path, size: int, xxh3: str) -> None:
     """Raises StoreDamaged unless the file has this size in bytes and this xxh3_128. Needs 4 MiB whatever
     the size."""
     with open_sized(path, size) as fd:
-        digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(_CHUNK, size)))
-        for offset in range(0, size, _CHUNK):
-            part = buffer[: min(_CHUNK, size - offset)]
+        digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(CHUNK, size)))
+        for offset in range(0, size, CHUNK):
+            part = buffer[: min(CHUNK, size - offset)]
             read_exact(fd, part, offset, path)
             digest.update(part)
     if digest.hexdigest() != xxh3:

@@ -21,6 +21,7 @@ FORMAT = 1
 MANIFEST, PROGRESS = "manifest.json", "ingest.json"
 TEXT, TOKENS, INDEX = "text.txt", "tokens.safetensors", "index.safetensors"
 METHODS = "methods.safetensors"
+TENSOR_FILES = {TOKENS: "token_file", INDEX: "index", METHODS: "methods"}  # and their places in a manifest
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,63}$"
 _MAX_TOKENS = 1 << 28
 _MAX_SEGMENTS = 99_999  # five digits in the file name

@@ -1,6 +1,6 @@
 """Reading a committed document: any blocks of any layer, and the small files that stay resident."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from actqkv_cli.store.blocks import BlockFiles
 from actqkv_cli.store.files import check_content, damaged, open_sized, read_exact
-from actqkv_cli.store.manifest import INDEX, METHODS, TEXT, TOKENS, load_manifest
-from actqkv_cli.store.tensors import check_index, check_methods, check_tokens, load_tensors
+from actqkv_cli.store.manifest import TENSOR_FILES, TEXT, TOKENS, load_manifest
+from actqkv_cli.store.tensors import load_tensors, names_in
 
 
 class DocumentReader:
@@ -23,8 +23,6 @@ class DocumentReader:
         self.manifest = load_manifest(folder)
         self._blocks = BlockFiles(folder, self.manifest.geometry, lambda: self.manifest.segments)
         self.bytes_read = self._blocks.bytes_read
-        self._index: dict[str, Tensor] | None = None
-        self._methods: dict[str, Tensor] | None = None
         self._tokens: dict[str, Tensor] | None = None
         self._text: str | None = None
 
@@ -44,32 +42,25 @@ class DocumentReader:
         """See `BlockFiles.read`."""
         return self._blocks.read(layer, ids, pinned)
 
-    def index(self) -> dict[str, Tensor]:
-        """representatives (L, N, R, Hkv, d) and whatever else was committed; loaded and verified once."""
-        if self._index is None:
-            found = load_tensors(self.folder / INDEX, self.manifest.index)
-            self._check(INDEX, found)
-            self._index = found
-            self.bytes_read.index += self.manifest.index.bytes
-        return self._index
-
-    def methods(self) -> dict[str, Tensor]:
-        """What only some retrieval methods need, empty in documents of before it was kept; loaded and verified once."""
-        if self._methods is None:
-            entry = self.manifest.methods
-            found = {} if entry is None else load_tensors(self.folder / METHODS, entry)
-            self._check(METHODS, found)
-            self._methods = found
-            self.bytes_read.index += 0 if entry is None else entry.bytes
-        return self._methods
+    def tensors(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Those that the document has of some tensors that `store.tensors` lists. Each file that holds one of them is
+        read and verified whole, and every time."""
+        found: dict[str, Tensor] = {}
+        for file, place in TENSOR_FILES.items():
+            ours, entry = {*names_in(file)} & {*names}, getattr(self.manifest, place)
+            if not ours or entry is None:  # a document of before there were methods
+                continue
+            found |= load_tensors(self.folder / file, entry, self.manifest, ours)
+            if file == TOKENS:
+                self.bytes_read.other += entry.bytes
+            else:
+                self.bytes_read.index += entry.bytes
+        return found
 
     def tokens(self) -> dict[str, Tensor]:
-        """ids, char_start, page: int32 (T,) each; loaded and verified once."""
+        """ids, char_start, page: int32 (T,) each; loaded once."""
         if self._tokens is None:
-            tensors = load_tensors(self.folder / TOKENS, self.manifest.token_file)
-            self._check(TOKENS, tensors)
-            self._tokens = tensors
-            self.bytes_read.other += self.manifest.token_file.bytes
+            self._tokens = self.tensors(names_in(TOKENS))
         return self._tokens
 
     def text(self) -> str:
@@ -89,10 +80,3 @@ class DocumentReader:
             self._text = text
             self.bytes_read.other += entry.bytes
         return self._text
-
-    def _check(self, name: str, tensors: dict[str, Tensor]) -> None:
-        checks = {TOKENS: check_tokens, INDEX: check_index, METHODS: check_methods}
-        try:
-            checks[name](tensors, self.manifest)
-        except ValueError as error:
-            raise damaged(self.folder / name, str(error)) from error

@@ -1,4 +1,4 @@
-"""One segment file: `layers.N` (n, 2, Hkv, b, d), `checksums` (L, n), `representatives` (L, n, R, Hkv, d).
+"""One segment file: `layers.N` (n, 2, Hkv, b, d), `checksums` (L, n), `representatives` (L, n, 1, Hkv, d).
 
 A block of one layer is one contiguous range. The data begins on a page, so a block touches as few pages as it
 can.
@@ -66,18 +66,27 @@ def block_checksums(data: memoryview, block_bytes: int) -> Table:
     )
 
 
-def segment_header(geometry: Geometry, blocks: int, per_block: int, dtype: str) -> bytes:
-    """The one header that a segment of `blocks` blocks with `per_block` representatives of `dtype` (F32 …)
-    can have."""
+def representatives_shape(geometry: Geometry, blocks: int) -> tuple[int, int, int, int, int]:
+    return geometry.layers, blocks, 1, geometry.kv_heads, geometry.head_dim
+
+
+def segment_header(geometry: Geometry, blocks: int) -> bytes:
+    """The one header that a segment of `blocks` blocks can have."""
     layers, cache = geometry.layers, NAMES[cache_dtype(geometry)]
     tensors = [(f"layers.{layer}", cache, (blocks, *block_shape(geometry))) for layer in range(layers)]
     table = ("checksums", "I64", (layers, blocks))
-    shape = (layers, blocks, per_block, geometry.kv_heads, geometry.head_dim)
-    return build_header([*tensors, table, ("representatives", dtype, shape)], PAGE)
+    return build_header([*tensors, table, ("representatives", cache, representatives_shape(geometry, blocks))], PAGE)
+
+
+def segment_bytes(geometry: Geometry, blocks: int) -> int:
+    """The size of a segment of `blocks` blocks."""
+    representative = geometry.block_bytes // (2 * geometry.block_size)
+    per_block = geometry.block_bytes + 8 + representative
+    return len(segment_header(geometry, blocks)) + geometry.layers * blocks * per_block
 
 
 def write_segment_file(
-    path: Path, geometry: Geometry, blocks: Tensor | Sequence[Tensor], representatives: Tensor, header: bytes
+    path: Path, geometry: Geometry, blocks: Tensor | Sequence[Tensor], representatives: Tensor
 ) -> Segment:
     """Writes one segment; `blocks` (L, n, 2, Hkv, b, d) or L tensors (n, 2, Hkv, b, d), shapes already
     checked.
@@ -85,7 +94,7 @@ def write_segment_file(
     Holds one layer beside the caller's tensors at most. Raises DiskFull, ActqkvError.
     """
     count = representatives.shape[1]
-    table = np.empty((geometry.layers, count), np.uint64)
+    header, table = segment_header(geometry, count), np.empty((geometry.layers, count), np.uint64)
 
     def chunks() -> Iterator[Buffer]:
         yield header
@@ -168,13 +177,7 @@ class SegmentFile:
             tensors = parse_header(self.header, size)
         except ValueError as error:
             raise damaged(self.path, str(error)) from error
-        found = tensors.get("representatives")
-        if (
-            found is None
-            or found.dtype not in ("F32", "F16", "BF16")
-            or len(found.shape) != 5
-            or self.header != segment_header(self.geometry, self.segment.blocks, found.shape[2], found.dtype)
-        ):
+        if self.header != segment_header(self.geometry, self.segment.blocks):
             raise damaged(self.path, "the header does not describe what the manifest's geometry implies")
         return tensors
 
@@ -192,7 +195,7 @@ def block_damaged(path: Path, layer: int, block: int) -> Exception:
 
 
 def load_whole(folder: Path, segment: Segment, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, R, Hkv, d) of one segment, the whole file
+    """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, 1, Hkv, d) of one segment, the whole file
     verified.
 
     Both are views of one buffer of the file's size. Raises StoreDamaged.

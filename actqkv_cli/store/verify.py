@@ -7,9 +7,10 @@ from pathlib import Path
 
 from actqkv_cli.errors import ActqkvError
 from actqkv_cli.store.files import check_file
-from actqkv_cli.store.manifest import Geometry, Segment, load_manifest
+from actqkv_cli.store.manifest import TENSOR_FILES, Geometry, Segment, load_manifest
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.segment import SegmentFile
+from actqkv_cli.store.tensors import names_in
 
 
 def verify_document(folder: Path) -> list[str]:
@@ -20,7 +21,8 @@ def verify_document(folder: Path) -> list[str]:
         reader = DocumentReader(folder)
     except ActqkvError as error:
         return [error.message]
-    checks: list[Callable[[], object]] = [reader.text, reader.tokens, reader.index, reader.methods]
+    checks: list[Callable[[], object]] = [reader.text]
+    checks += [partial(reader.tensors, names_in(file)) for file in TENSOR_FILES]
     for segment in manifest.segments:
         checks.append(partial(check_file, folder / segment.file, segment.bytes, segment.xxh3))
         checks.append(partial(_check_blocks, folder, segment, manifest.geometry))

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, OverDiskLimit, StoreDamaged
@@ -19,12 +18,10 @@ from actqkv_cli.store.files import (
     write_errors,
 )
 from actqkv_cli.store.manifest import (
-    INDEX,
     MANIFEST,
-    METHODS,
     PROGRESS,
+    TENSOR_FILES,
     TEXT,
-    TOKENS,
     Draft,
     FileEntry,
     Manifest,
@@ -35,20 +32,20 @@ from actqkv_cli.store.manifest import (
     segment_name,
 )
 from actqkv_cli.store.segment import (
-    NAMES,
     SegmentFile,
     block_shape,
     cache_dtype,
     check_segment,
     load_whole,
-    segment_header,
+    representatives_shape,
+    segment_bytes,
     write_segment_file,
 )
-from actqkv_cli.store.tensors import check_index, check_methods, check_tokens, tensor_header, write_tensors
+from actqkv_cli.store.tensors import check_document, file_bytes, like, names_in, write_tensors
 
 _JSON_PER_SEGMENT = 512  # bytes that one more segment adds to ingest.json, at most
 _OURS = re.compile(
-    rf"(kv-\d{{5}}\.safetensors|{'|'.join(map(re.escape, (INDEX, METHODS, TOKENS, TEXT, MANIFEST, PROGRESS)))})"
+    rf"(kv-\d{{5}}\.safetensors|{'|'.join(map(re.escape, (*TENSOR_FILES, TEXT, MANIFEST, PROGRESS)))})"
     rf"({re.escape(TEMPORARY)})?"
 )
 
@@ -101,7 +98,7 @@ class DocumentWriter:
         return tuple(self._segments)
 
     def load_segment(self, number: int) -> tuple[Tensor, Tensor]:
-        """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, R, Hkv, d) of a segment. Raises
+        """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, 1, Hkv, d) of a segment. Raises
         StoreDamaged."""
         return load_whole(self.folder, self._segments[number], self.draft.geometry)
 
@@ -118,57 +115,41 @@ class DocumentWriter:
     def write_segment(self, blocks: Tensor | Sequence[Tensor], representatives: Tensor) -> None:
         """Writes the next segment and makes it durable.
 
-        `blocks` (L, n, 2, Hkv, b, d), or L tensors (n, 2, Hkv, b, d), of the geometry's dtype, on any device;
-        `representatives` (L, n, R, Hkv, d), floating. n must be draft.blocks_of(len(segments)). Raises
-        DiskFull (nothing of the segment is left, the same call may be tried again), ValueError for another
-        shape or dtype.
+        `blocks` (L, n, 2, Hkv, b, d), or L tensors (n, 2, Hkv, b, d), and `representatives` (L, n, 1, Hkv, d), of the
+        geometry's dtype, on any device. n must be draft.blocks_of(len(segments)). Raises DiskFull (nothing of the
+        segment is left, the same call may be tried again), ValueError for another shape or dtype.
         """
         number, geometry = len(self._segments), self.draft.geometry
         if number >= self.draft.segment_count:
             raise ValueError("the document has all of its segments already")
         count = self.draft.blocks_of(number)
         self._check_shapes(blocks, representatives, count)
-        header = segment_header(geometry, count, representatives.shape[2], NAMES[representatives.dtype])
-        size = len(header) + geometry.layers * count * (geometry.block_bytes + 8) + _bytes(representatives)
-        self._reserve(size + _JSON_PER_SEGMENT)
-        path = self.folder / segment_name(number)
-        segment = write_segment_file(path, geometry, blocks, representatives, header)
+        self._reserve(segment_bytes(geometry, count) + _JSON_PER_SEGMENT)
+        segment = write_segment_file(self.folder / segment_name(number), geometry, blocks, representatives)
         self._save_progress([*self._segments, segment])
         self._segments.append(segment)
 
-    def commit(
-        self,
-        text: str,
-        tokens: Mapping[str, Tensor],
-        index: Mapping[str, Tensor],
-        methods: Mapping[str, Tensor] | None = None,
-    ) -> Manifest:
-        """Completes the document. `text` must have source.characters characters.
-
-        `tokens`: ids, char_start and page (any for the template's tokens), int32 (T,)
-        each. `index`: representatives (L, N, R, Hkv, d), and whatever else stays resident. `methods`:
-        what only some retrieval methods load. Raises DiskFull, ValueError.
+    def commit(self, text: str, tensors: Mapping[str, Tensor]) -> Manifest:
+        """Completes the document. `text` must have source.characters characters; `tensors`: as `store.tensors` lists
+        them. Raises DiskFull, ValueError.
         """
         if len(self._segments) != self.draft.segment_count:
             raise ValueError(f"{len(self._segments)} of {self.draft.segment_count} segments are written")
         if len(text) != self.draft.source.characters:
             raise ValueError(f"the text has {len(text)} characters, the draft says {self.draft.source.characters}")
-        check_tokens(tokens, self.draft)
-        check_index(index, self.draft)
-        check_methods(methods or {}, self.draft)
-        encoded = text.encode()
-        parts = (tokens, index, methods or {})
-        sizes = [len(tensor_header(part)[0]) + sum(map(_bytes, part.values())) for part in parts]
-        self._reserve(len(encoded) + sum(sizes))
+        check_document(tensors, self.draft)
+        encoded, parts = text.encode(), {}
+        for file, place in TENSOR_FILES.items():
+            if ours := {name: tensors[name] for name in names_in(file) if name in tensors}:
+                parts[place] = self.folder / file, ours
+        self._reserve(len(encoded) + sum(file_bytes(like(ours)) for _, ours in parts.values()))
         written = write_atomic(self.folder / TEXT, [encoded])
         manifest = Manifest.model_validate(
             {
                 **self._fields(),
                 "segments": self.segments,
                 "text": FileEntry(bytes=written.bytes, xxh3=written.xxh3),
-                "token_file": write_tensors(self.folder / TOKENS, tokens),
-                "index": write_tensors(self.folder / INDEX, index),
-                "methods": write_tensors(self.folder / METHODS, methods) if methods else None,
+                **{place: write_tensors(path, ours) for place, (path, ours) in parts.items()},
             }
         )
         write_atomic(self.folder / MANIFEST, [encode(manifest)])
@@ -240,13 +221,5 @@ class DocumentWriter:
                     f" instead of {geometry.dtype} {expected}"
                 )
         found = tuple(representatives.shape)
-        if (
-            len(found) != 5
-            or found != (geometry.layers, count, max(1, found[2]), geometry.kv_heads, geometry.head_dim)
-            or representatives.dtype not in (torch.float32, torch.float16, torch.bfloat16)
-        ):
+        if found != representatives_shape(geometry, count) or representatives.dtype != cache_dtype(geometry):
             raise ValueError(f"representatives are {representatives.dtype} {found}, which does not fit the geometry")
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

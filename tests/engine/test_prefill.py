@@ -70,7 +70,7 @@ def test_keeps_the_keys_of_the_retrieval_heads(segment: int, tmp_path: Path) -> 
     tiny.ingest(tiny.model(), ids, tmp_path / "document", tiny.reading(), heads, segment)
     blocks, _, _ = tiny.stored(tmp_path / "document")
     with DocumentReader(tmp_path / "document") as reader:
-        found = reader.index()["head_keys"]
+        found = reader.tensors(["head_keys"])["head_keys"]
     expected = [blocks[layer, :, 0, head].flatten(0, 1)[:TOKENS] for layer, head in ((1, 0), (1, 1), (3, 1))]
     assert torch.equal(found, torch.stack(expected))
 

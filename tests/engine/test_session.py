@@ -12,12 +12,14 @@ from torch import Tensor
 
 from actqkv_cli.engine import layer as layer_module
 from actqkv_cli.engine import session as session_module
+from actqkv_cli.engine.session import open_session
 from actqkv_cli.errors import StoreDamaged, UsageError
 from actqkv_cli.retrieval.policies import policy_names
 from actqkv_cli.retrieval.policy import Unforeseen
 from actqkv_cli.store import jsonfile
+from actqkv_cli.store.manifest import METHODS
 from actqkv_cli.store.reader import DocumentReader
-from actqkv_cli.store.tensors import write_tensors
+from actqkv_cli.store.tensors import names_in, write_tensors
 from actqkv_cli.store.verify import verify_document
 
 BUDGET = tiny.SINK + tiny.LOCAL + 5 * tiny.BLOCK  # 5 retrieved blocks for each layer while reading, 9 for a question
@@ -358,12 +360,32 @@ def test_a_forged_file_with_the_right_checksum(
     folder = tmp_path / "document"
     shutil.copytree(document, folder)
     with DocumentReader(folder) as reader:
-        methods = {**reader.methods(), name: forge(reader.methods()[name]).contiguous()}
+        methods = reader.tensors(names_in(METHODS))
+    methods[name] = forge(methods[name]).contiguous()
     written = write_tensors(folder / "methods.safetensors", methods)
     body, _ = jsonfile.read(folder / "manifest.json")
     (folder / "manifest.json").write_bytes(jsonfile.encode({**body, "methods": written.model_dump()}))
     with tiny.opened(tiny.model(), folder) as session, pytest.raises(StoreDamaged):
         session.start(tiny.question(tiny.tokens(9, 10)), policy, 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "index", "methods"),
+    [
+        ("streaming", 0, 0),
+        ("lexical", 0, 0),
+        ("hybrid", 1, 0),
+        ("actqkv", 1, 0),
+        ("quest", 0, 1),
+        ("acre:attended", 0, 1),
+    ],
+)
+def test_a_question_reads_what_its_policy_needs_once(policy: str, index: int, methods: int, document: Path) -> None:
+    with DocumentReader(document) as reader, open_session(tiny.model(), reader) as session:
+        for _ in range(2):
+            session.start(tiny.question(tiny.tokens(9, 10)), policy, 0)
+        files = reader.manifest.index.bytes, reader.manifest.methods.bytes  # type: ignore[union-attr]
+        assert reader.bytes_read.index == index * files[0] + methods * files[1]
 
 
 def test_what_is_selected_is_attended(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:

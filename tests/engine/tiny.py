@@ -26,8 +26,9 @@ from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import EncodedQuestion
-from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, Source
+from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, Reading, RetrievalHead, Source
 from actqkv_cli.store.reader import DocumentReader
+from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
 VOCABULARY = 1000
@@ -155,11 +156,11 @@ def ingest(
     with DocumentWriter.open(folder, plan) as writer:
         prefilled = prefill(of, ids, writer, plan.geometry, how, progress)
         loaded: Any = SimpleNamespace(model=of)
-        index = {"representatives": prefilled.representatives.cpu(), **_head_keys(writer, plan, loaded)}
-        methods = method_tensors(prefilled, writer, plan.geometry, how, plan.tokens)
+        tensors = {"representatives": prefilled.representatives.cpu(), **_head_keys(writer, plan, loaded)}
+        tensors |= method_tensors(prefilled, writer, plan.geometry, how, plan.tokens)
         starts = torch.arange(len(ids), dtype=torch.int32) * WORD
         tables = {"ids": ids.int(), "char_start": starts, "page": torch.ones_like(starts)}
-        return writer.commit(words(ids), tables, index, methods)
+        return writer.commit(words(ids), {**tables, **tensors})
 
 
 @contextmanager
@@ -231,11 +232,15 @@ def stock(of: Any, ids: Tensor) -> Stock:
 
 
 def stored(folder: Path) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """All blocks `(L, N, 2, Hkv, b, d)` of a document, representatives `(L, N, 1, Hkv, d)`, and `engine.methods`."""
+    """All blocks `(L, N, 2, Hkv, b, d)` of a document, representatives `(L, N, 1, Hkv, d)`, and methods.safetensors."""
     with DocumentReader(folder) as reader:
         manifest = reader.manifest
         blocks = [reader.read_blocks(layer, range(manifest.block_count)) for layer in range(manifest.geometry.layers)]
-        return torch.stack(blocks), reader.index()["representatives"], reader.methods()
+        return (
+            torch.stack(blocks),
+            reader.tensors(["representatives"])["representatives"],
+            reader.tensors(names_in(METHODS)),
+        )
 
 
 def tokenizer(

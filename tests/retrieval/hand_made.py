@@ -27,11 +27,13 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make_methods() -> dict[str, Tensor]:
-    """Random, but of the shapes of `engine.methods`, and places and bounds that could be."""
+def make_tensors() -> dict[str, Tensor]:
+    """Random, but of the shapes of `store.tensors`, and places and bounds that could be."""
     states = (LAYERS, BLOCKS, 2, KV_HEADS, DIM)
     last = torch.tensor([min((block + 1) * BLOCK, TOKENS) - 1 for block in range(BLOCKS)])
     return {
+        "representatives": normal(0, LAYERS, BLOCKS, 1, KV_HEADS, DIM),
+        "head_keys": normal(1, 3, TOKENS, DIM),  # (1, 0), (1, 1), (2, 0)
         "l1": normal(10, *states),
         "bounds": normal(11, *states).sort(dim=2).values,
         "anchors": normal(12, LAYERS, BLOCKS, 1, KV_HEADS, DIM),
@@ -49,16 +51,18 @@ def lexical(text: str) -> Tensor:
 
 
 def make_task(
-    blocks: int = 10, own: slice = OWN, candidates: range = range(1, 46), text: str = "Who?", **methods: Tensor
+    blocks: int = 10, own: slice = OWN, candidates: range = range(1, 46), text: str = "Who?", **tensors: Tensor
 ) -> Task:
-    """methods: in place of the random ones."""
+    """tensors: in place of the random ones."""
     resident = Resident(
-        representatives=normal(0, LAYERS, BLOCKS, 1, KV_HEADS, DIM),
+        layers=LAYERS,
+        blocks=BLOCKS,
+        kv_heads=KV_HEADS,
         query_heads=HEADS,
+        device=torch.device("cpu"),
+        load=lambda names: {**make_tensors(), **tensors},
         heads=RETRIEVAL_HEADS,
-        head_keys=normal(1, 3, TOKENS, DIM),  # (1, 0), (1, 1), (2, 0)
         density=(0.9, 0.8, 0.5, 0.3),
-        methods=lambda: {**make_methods(), **methods},
         lexical=lexical,
     )
     return Task(resident, candidates, blocks, BLOCK, TOKENS, torch.arange(SINK), own, text)
@@ -120,5 +124,5 @@ def story(folder: Path, text: str, token: int = 3) -> DocumentReader:
         representatives = torch.zeros(1, plan.block_count, 1, 1, 2)
         writer.write_segment(torch.zeros(1, plan.block_count, 2, 1, 8, 2), representatives)
         tables = {"ids": starts, "char_start": starts, "page": torch.ones_like(starts)}
-        writer.commit(text, tables, {"representatives": representatives})
+        writer.commit(text, {**tables, "representatives": representatives})
     return DocumentReader(folder)

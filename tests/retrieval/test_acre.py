@@ -1,4 +1,4 @@
-"""ACRE's invariants (DESIGN section 4): what L1 shows, how much is refilled, and that all refilled is full."""
+"""ACRE's invariants: what L1 shows, how much is refilled, and that all refilled is full."""
 
 import math
 import random
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from hand_made import BLOCK, HEADS, KV_HEADS, LAYERS, OWN, TOKENS, make_methods, make_task, normal, question, run
+from hand_made import BLOCK, HEADS, KV_HEADS, LAYERS, OWN, TOKENS, make_task, make_tensors, normal, question, run
 from torch import Tensor
 
 from actqkv_cli.engine.session import Run, Session
@@ -139,12 +139,12 @@ def test_l1_holds_the_last_token_of_each_group() -> None:
         for layer, chosen in enumerate(selected("acre:l1", blocks=2, candidates=candidates)):
             assert chosen.tokens.tolist() == last
             for place, token in enumerate(last):
-                assert torch.equal(chosen.states[:, :, place], make_methods()["l1"][layer, token // BLOCK])
+                assert torch.equal(chosen.states[:, :, place], make_tensors()["l1"][layer, token // BLOCK])
 
 
 def test_or_its_most_attended_token() -> None:
     """Of the group's blocks that which received most, and in it the token that did."""
-    methods, size = make_methods(), l1_grouping(45, BLOCK)
+    methods, size = make_tensors(), l1_grouping(45, BLOCK)
     expected = []
     for group in groups_of(range(1, 46), size):
         block = max(group, key=lambda block: float(methods["l1_attended_mass"][block]))
@@ -167,7 +167,7 @@ def test_the_documents_last_token_stands_for_its_last_block() -> None:
 def attention(layer: int, seed: int, size: int, name: str = "l1") -> Tensor:
     """The question's own attention over L1 alone, `(H, Wq, M)`, un-rotated, in float64, a pair at a time."""
     groups, queries = groups_of(range(1, 46), size), question(seed, layer)[:, OWN].double()
-    keys = torch.stack([make_methods()[name][layer, group[-1], 0] for group in groups], dim=1).double()
+    keys = torch.stack([make_tensors()[name][layer, group[-1], 0] for group in groups], dim=1).double()
     out = torch.zeros(HEADS, queries.shape[1], len(groups), dtype=torch.float64)
     for head in range(HEADS):
         for token in range(queries.shape[1]):
@@ -214,7 +214,7 @@ def test_flat_attention_refills_most_and_one_hot_least(scope: str) -> None:
     size, most = grouping(45, 20 * BLOCK, BLOCK)
     groups, least = groups_of(range(1, 46), size), math.ceil(most / 4)
     assert least < most < len(groups)
-    flat, sharp = torch.zeros_like(make_methods()["l1"]), torch.zeros_like(make_methods()["l1"])
+    flat, sharp = torch.zeros_like(make_tensors()["l1"]), torch.zeros_like(make_tensors()["l1"])
     wanted = groups[len(groups) // 2]
     for layer in range(LAYERS):
         for kv in range(KV_HEADS):  # a key that every one of the question's own tokens looks at
@@ -394,12 +394,12 @@ def test_a_planted_key_gets_its_group_refilled(
         group = next(group for group in groups_of(task.candidates, size) if place in group)
         before = session.start(asked, f"acre{scope}", 0)
         assert not set(group) <= set(before.blocks_of_layers[3].tolist())
-        planted = {name: tensor.clone() for name, tensor in session.resident.methods().items()}
+        planted = {"l1": session.resident.tensors("l1")[0].clone()}
         for kv in range(2):
             pair = queries[3][2 * kv : 2 * kv + 2, 0]
             aim = (pair / pair.norm(dim=1, keepdim=True)).sum(dim=0)
             planted["l1"][3, group[-1], 0, kv] = 100 * aim / aim.norm()
-        session.resident = replace(session.resident, methods=lambda: planted)
+        session.resident = replace(session.resident, load=lambda names: planted)
         after = session.start(asked, f"acre{scope}", 4)
         for token in (1, 2, 3):
             assert set(group) <= set(after.blocks_of_layers[3].tolist())

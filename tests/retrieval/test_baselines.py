@@ -13,8 +13,8 @@ from hand_made import (
     LAYERS,
     SINK,
     STORY,
-    make_methods,
     make_task,
+    make_tensors,
     normal,
     question,
     run,
@@ -55,7 +55,7 @@ def test_streaming_has_the_newest_and_full_has_all(candidates: range, blocks: in
 
 @pytest.mark.parametrize("name", ["h2o", "snapkv"])
 def test_each_layer_has_its_best_by_the_stored_scores(name: str) -> None:
-    scores = make_methods()[name]
+    scores = make_tensors()[name]
     expected = [top(scores[layer], range(1, 46), 10) for layer in range(LAYERS)]
     assert selected(name) == [expected] * 5
     assert len({str(ids) for ids in expected}) == LAYERS  # they differ, so a mix-up of layers would show
@@ -69,7 +69,7 @@ def queries_of(number: int, layer: int) -> Tensor:
 @pytest.mark.parametrize("name", ["infllm", "quest"])
 def test_each_step_of_each_layer_chooses_anew(name: str) -> None:
     """InfLLM by the mean query over anchors, Quest by channel-wise bounds; block by block in float64."""
-    methods, found = make_methods(), selected(name)
+    methods, found = make_tensors(), selected(name)
     for number, choices in enumerate(found):
         for layer, ids in enumerate(choices):
             queries, scores = queries_of(number, layer).double(), torch.zeros(BLOCKS)

@@ -1,5 +1,6 @@
 """The policies' choices and rankings, on tasks made by hand and in sessions with a planted key."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
@@ -27,7 +28,16 @@ from hand_made import (
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policies import actqkv, heads, hybrid, make_policy, needs, policy_names, usual_budget
+from actqkv_cli.retrieval.policies import (
+    actqkv,
+    check_policy,
+    heads,
+    hybrid,
+    make_policy,
+    of_several_documents,
+    policy_names,
+    usual_budget,
+)
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import PerToken, Task, best
 from actqkv_kernels import activation_probe, block_scores
@@ -165,34 +175,41 @@ def test_an_unknown_policy_is_refused(name: str) -> None:
     ],
 )
 def test_an_unknown_option_is_refused(spec: str, option: str, known: list[str]) -> None:
-    for call in (lambda: make_policy(spec, make_task()), lambda: needs(spec)):
+    for call in (lambda: make_policy(spec, make_task()), lambda: check_policy(spec)):
         with pytest.raises(UsageError, match=f"has no option {option!r}") as caught:
             call()
         assert all(word in caught.value.hint for word in known)
 
 
-@pytest.mark.parametrize("name", policy_names())
-def test_a_policy_says_what_it_needs(name: str) -> None:
-    """Of what is stored it touches that, and no more."""
-    task = make_task()
-    known = set(task.resident.methods())
-    touched = set()
+@pytest.mark.parametrize("blocks", [10, 40])  # what suits `heads`, and more
+@pytest.mark.parametrize("name", SPECS)
+def test_a_policy_says_what_it_needs(name: str, blocks: int) -> None:
+    """Of what is stored it loads that, at once, and no more."""
+    task = make_task(blocks)
+    loaded = []
 
-    class Noting(dict[str, Tensor]):
-        def __getitem__(self, key: str) -> Tensor:
-            touched.add(key)
-            return super().__getitem__(key)
+    def load(names: Collection[str]) -> Mapping[str, Tensor]:
+        loaded.append({*names})
+        return task.resident.load(names)
 
-    resident = replace(task.resident, methods=lambda: Noting(task.resident.methods()))
-    run(make_policy(name, replace(task, resident=resident)), 1)
-    assert touched == set(needs(name)) & known
+    policy = make_policy(name, replace(task, resident=replace(task.resident, load=load)))
+    assert loaded[-1] == {*policy.needs}
+    run(policy, 1)
+    assert set().union(*loaded) == {*policy.needs}
+    assert {*policy.needs} <= {*type(policy).needs} or name.endswith("attended")
+    if name in ("heads", "hybrid"):
+        assert ("representatives" in policy.needs) == (blocks == 40)
+
+
+def test_what_needs_nothing_of_one_document_alone_takes_several() -> None:
+    assert of_several_documents() == ["actqkv", "full", "heads", "hybrid", "lexical", "streaming"]
 
 
 @pytest.mark.parametrize("spec", ["h2o", "snapkv", "infllm", "quest", "acre:attended"])
 def test_what_was_not_kept_is_asked_for(spec: str) -> None:
     """A document read without baselines has `l1` alone."""
     task = make_task()
-    resident = replace(task.resident, methods=lambda: {"l1": task.resident.methods()["l1"]})
+    resident = replace(task.resident, load=lambda names: {"l1": task.resident.load(names)["l1"]})
     with pytest.raises(UsageError, match="read without") as caught:
         make_policy(spec, replace(task, resident=resident))
     assert "--baselines" in caught.value.hint
@@ -227,7 +244,6 @@ def test_question_mass_is_the_formula() -> None:
 @pytest.mark.parametrize(("layer", "head", "row"), [(1, 2, 1), (1, 3, 1), (1, 1, 0), (1, 0, 0), (2, 0, 2), (2, 1, 2)])
 def test_a_head_looks_at_the_keys_of_its_group(layer: int, head: int, row: int) -> None:
     task, queries = make_task(), normal(8, HEADS, 15, DIM)
-    assert task.resident.head_keys is not None
     own = queries[head : head + 1, task.own]
     expected = heads.question_mass(own, task.resident.head_keys[row : row + 1], task)[0]
     assert torch.equal(heads.head_mass(task, layer, head, queries), expected)
@@ -346,12 +362,10 @@ def test_a_planted_key_is_found_and_attended_by_all_layers(
         before = session.start(asked, "heads", 0)
         assert int(before.ranking.argmax()) != block
         assert (before.ranking > 0).tolist() == [False] + [True] * 37  # the sink is one block
-        keys = session.resident.head_keys
-        assert keys is not None
-        planted = keys.clone()
+        planted = session.resident.head_keys.clone()
         query = queries[1][tiny.HEADS[0].head].mean(dim=0)
         planted[0, block * tiny.BLOCK + 5] = 100 * query / query.norm()
-        session.resident = replace(session.resident, head_keys=planted)
+        session.resident = replace(session.resident, load=lambda names: {"head_keys": planted})
         run = session.start(asked, "heads", 4)
         for token in (1, 2, 3):
             assert int(run.ranking.argmax()) == block

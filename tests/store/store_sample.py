@@ -11,6 +11,7 @@ from torch import Tensor
 from actqkv_cli.errors import ActqkvError
 from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, Source
 from actqkv_cli.store.reader import DocumentReader
+from actqkv_cli.store.tensors import STORED
 from actqkv_cli.store.writer import DocumentWriter
 
 TEXT = "Der Leuchtturm wurde 1903 gebaut — für Schiffe.\r\nEnde.\n"
@@ -27,6 +28,10 @@ class Sample:
     index: dict[str, Tensor]
     methods: dict[str, Tensor]  # empty: as documents of before there was such a file
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.tokens, **self.index, **self.methods}
+
     def folder(self, home: Path) -> Path:
         return home / self.draft.id
 
@@ -36,7 +41,7 @@ class Sample:
             for number in range(len(writer.segments), self.draft.segment_count):
                 part = slice(number * 4, number * 4 + self.draft.blocks_of(number))
                 writer.write_segment(self.blocks[:, part], self.representatives[:, part])
-            return writer.commit(self.text, self.tokens, self.index, self.methods)
+            return writer.commit(self.text, self.tensors)
 
     def everything_equal(self, folder: Path) -> bool:
         """Reads all that a reader can read; whether it is what was written."""
@@ -46,8 +51,7 @@ class Sample:
                 Draft.model_validate(draft) == self.draft
                 and reader.text() == self.text
                 and same(reader.tokens(), self.tokens)
-                and same(reader.index(), self.index)
-                and same(reader.methods(), self.methods)
+                and same(reader.tensors(STORED), self.tensors)
                 and all(
                     torch.equal(reader.read_blocks(layer, range(self.draft.block_count)), self.blocks[layer])
                     for layer in range(self.draft.geometry.layers)
@@ -99,14 +103,12 @@ def make(dtype: str = "float32", seed: int = 0, document: str = "leuchtturm-0bad
     count = draft.block_count
     blocks = numbers(seed, 3, count, 2, 2, 4, 4).to(getattr(torch, dtype))
     blocks[:, -1, :, :, 2:] = 0
-    representatives = numbers(seed + 1, 3, count, 1, 2, 4)
+    representatives = numbers(seed + 1, 3, count, 1, 2, 4).to(blocks.dtype)
     positions = torch.arange(TOKENS, dtype=torch.int32)
     tokens = {"ids": positions * 7, "char_start": (positions - 3).clamp_min(-1), "page": positions // 20 + 1}
     index = {
         "representatives": representatives,
-        "head_keys": blocks[1, :, 0].to(torch.bfloat16).contiguous(),
-        "marks": torch.arange(5, dtype=torch.int64),
-        "empty": torch.zeros(0, 3),
+        "head_keys": torch.stack([blocks[1, :, 0, 1], blocks[2, :, 0, 0]]).flatten(1, 2)[:, :TOKENS].contiguous(),
     }
     methods = {"l1": blocks[:, :, :, :, 3].contiguous(), "h2o": numbers(seed + 2, 3, count)}
     return Sample(draft, blocks, representatives, TEXT, tokens, index, methods)

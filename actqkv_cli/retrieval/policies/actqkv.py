@@ -16,17 +16,18 @@ from actqkv_cli.retrieval.policy import PerToken, Step, Task, best
 from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
 OPTIONS = frozenset({"mean", "uniform"}) | PerToken.EVERY
-NEEDS = ("representatives",)
 _LEAST_SHARPNESS = 0.02  # no layer's weight is nothing
 
 
 class Policy(PerToken):
+    needs = ("representatives",)
+
     def __init__(self, task: Task, *options: str) -> None:
         super().__init__(task, options)
         self._options = options
-        representatives = task.resident.representatives
-        self.densities = torch.zeros(len(representatives), device=representatives.device)
-        self._shares = torch.full((len(representatives),), task.blocks, device=representatives.device)
+        layers, device = task.resident.layers, task.resident.device
+        self.densities = torch.zeros(layers, device=device)
+        self._shares = torch.full((layers,), task.blocks, device=device)
 
     def begin(self, step: Step) -> None:
         """A decoding step shares out the budget by the densities of the step before it; a question, evenly."""
@@ -52,7 +53,7 @@ class Policy(PerToken):
 def candidate_scores(
     probe: Tensor, representatives: Tensor, candidates: range, score: Literal["dot", "cosine"]
 ) -> Tensor:
-    """A probe-query `(H, d)` against the candidates' representatives `(N, R, Hkv, d)`, one layer: `(C,)` fp32."""
+    """A probe-query `(H, d)` against the candidates' representatives `(N, 1, Hkv, d)`, one layer: `(C,)` fp32."""
     return block_scores(probe, representatives[candidates.start : candidates.stop], score)
 
 

@@ -7,9 +7,9 @@ window that attended to a block, so they favour what was read early, as the meth
 from actqkv_cli.retrieval.fixed import FixedScores
 from actqkv_cli.retrieval.policy import Task
 
-NEEDS = ("h2o",)
-
 
 class Policy(FixedScores):
+    needs = ("h2o",)
+
     def __init__(self, task: Task) -> None:
-        super().__init__(task, task.resident.method("h2o"))
+        super().__init__(task, *task.resident.tensors(*self.needs))

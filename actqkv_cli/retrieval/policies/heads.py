@@ -1,4 +1,4 @@
-"""Retrieval heads (DESIGN section 4): a few heads of the model rank all blocks, and every layer attends to the best.
+"""Retrieval heads: a few heads of the model rank all blocks, and every layer attends to the best.
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
 one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
@@ -17,13 +17,13 @@ from actqkv_cli.retrieval.whole import whole_sentences
 from actqkv_kernels import activation_probe, budget_shares, density
 
 OPTIONS = frozenset({"own", "uniform"})
-NEEDS = ("head_keys", "representatives")
 BLOCKS = 16  # whose room each layer has on average, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
 
 class Policy:
+    needs: tuple[str, ...] = ("head_keys", "representatives")
     settled = True
 
     def __init__(self, task: Task, *options: str) -> None:
@@ -34,10 +34,12 @@ class Policy:
         self.scout_layers = 1 + max(head.layer for head in task.resident.heads)
         # As many as are best for all: then there is nothing to share out, and no need to know how.
         self._uniform = "uniform" in options or task.blocks <= BLOCKS
+        if self._uniform and "own" not in options:
+            self.needs = ("head_keys",)
         self._densities = torch.tensor(task.resident.density)
         self._step: Step = "scout"
         blocks = -(-task.tokens // task.block_size)
-        self._score = torch.zeros(blocks, device=task.resident.representatives.device)
+        self._score = torch.zeros(blocks, device=task.resident.device)
         self._count: list[int] = []  # of blocks, by layer
         self._chosen: list[Selection] = []
 
@@ -109,8 +111,7 @@ def with_neighbours(score: Tensor, ranked: Tensor) -> Tensor:
 def head_mass(task: Task, layer: int, head: int, queries: Tensor) -> Tensor:
     """Attention of one retrieval head from a question to every block. queries: `(H, W, d)`. Returns `(N,)` fp32."""
     resident = task.resident
-    assert resident.head_keys is not None
-    row = layer, kv_head(head, resident.query_heads, resident.representatives.shape[3])
+    row = layer, kv_head(head, resident.query_heads, resident.kv_heads)
     keys = resident.head_keys[resident.head_rows.index(row)]
     return question_mass(queries[head : head + 1, task.own], keys[None], task)[0]
 

@@ -11,7 +11,6 @@ from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
 
 OPTIONS = heads.OPTIONS
-NEEDS = heads.NEEDS
 BLOCKS = heads.BLOCKS
 
 

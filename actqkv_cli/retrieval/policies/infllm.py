@@ -6,13 +6,14 @@ from actqkv_cli.retrieval.policy import PerToken, Task
 from actqkv_kernels import block_scores
 
 OPTIONS = PerToken.EVERY
-NEEDS = ("anchors",)
 
 
 class Policy(PerToken):
+    needs = ("anchors",)
+
     def __init__(self, task: Task, *options: str) -> None:
         super().__init__(task, options)
-        self._anchors = task.resident.method("anchors")
+        (self._anchors,) = task.resident.tensors(*self.needs)
 
     def scores(self, layer: int, queries: Tensor) -> Tensor:
         candidates = self.task.candidates

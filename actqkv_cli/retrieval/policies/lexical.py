@@ -10,6 +10,7 @@ BEFORE = 0.5
 
 
 class Policy:
+    needs = ()
     scout_layers = 0
     settled = True
 

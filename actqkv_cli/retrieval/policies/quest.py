@@ -10,13 +10,14 @@ from actqkv_cli.retrieval.policy import PerToken, Task
 from actqkv_kernels import bound_scores
 
 OPTIONS = PerToken.EVERY
-NEEDS = ("bounds",)
 
 
 class Policy(PerToken):
+    needs = ("bounds",)
+
     def __init__(self, task: Task, *options: str) -> None:
         super().__init__(task, options)
-        self._bounds = task.resident.method("bounds")
+        (self._bounds,) = task.resident.tensors(*self.needs)
 
     def scores(self, layer: int, queries: Tensor) -> Tensor:
         candidates = self.task.candidates

@@ -7,9 +7,9 @@ for all questions, per layer, shared by the heads.
 from actqkv_cli.retrieval.fixed import FixedScores
 from actqkv_cli.retrieval.policy import Task
 
-NEEDS = ("snapkv",)
-
 
 class Policy(FixedScores):
+    needs = ("snapkv",)
+
     def __init__(self, task: Task) -> None:
-        super().__init__(task, task.resident.method("snapkv"))
+        super().__init__(task, *task.resident.tensors(*self.needs))
