@@ -114,8 +114,9 @@ def run_file(path: Path, asked: Asked, settings: Settings) -> None:
                 answers = decode_all(runs, step, loaded.model, loaded.tokenizer, sampling)
                 for line, one, answer in zip(batch, runs, answers, strict=True):
                     result = record(one, answer, opened, settings.policy, budget, settings.seed)
-                    told = {**line, **result, **(_blocks(one) if asked.explain else {})}
-                    sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+                    told = json.dumps({**line, **result, **(_blocks(one) if asked.explain else {})}, ensure_ascii=False)
+                    # Half a character of the user's has no bytes of its own: it stays the escape that it was.
+                    sys.stdout.write(told.encode(errors="backslashreplace").decode() + "\n")
                 sys.stdout.flush()
 
 
@@ -143,7 +144,7 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
         question = fields.get("question") if isinstance(fields, dict) else None
         if not isinstance(question, str) or not question.strip():
             raise UsageError(f"{path}, line {number}: no question in it", 'a line is {"question": "…"}')
-        found.append({"question": question.strip(), "input": fields})
+        found.append({"question": question.strip().encode(errors="replace").decode(), "input": fields})
     if not found:
         raise UsageError(f"there are no questions in {path}")
     return found

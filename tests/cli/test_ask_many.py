@@ -38,7 +38,7 @@ def test_a_file_of_questions_is_answered_in_order_as_each_alone(served: Sandbox,
 def test_json_lines_come_back_whole_beside_their_answers(served: Sandbox, tmp_path: Path) -> None:
     """Also the fields that are called as ours are."""
     path = tmp_path / "questions.jsonl"
-    own = {"answer": "Marisol", "model": "none", "document": 7, "input": [1], "sources": None, "explain": {}}
+    own = {"answer": "Marisol", "model": "none", "document": 7, "input": [1], "sources": None, "cut": "\ud83d"}
     rows = [{"id": number, "question": f" {question}\n", **own} for number, question in enumerate(QUESTIONS * 3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = served.run("ask", "--file", path, "--doc", "handbook", "--device", "cpu", "--max-tokens", "3", "--explain")
