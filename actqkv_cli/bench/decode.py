@@ -161,4 +161,5 @@ def _steps(
                 run.step(int(run.logits.argmax()))
             synchronize(model.device)
             found.append((time.perf_counter() - began) / tokens)
+            run.close()
     return found

@@ -12,7 +12,7 @@ from actqkv_cli.commands.output import note, note_hanging
 if TYPE_CHECKING:
     from actqkv_cli.engine.answer import Answer
     from actqkv_cli.engine.document import OpenDocument
-    from actqkv_cli.engine.session import Run
+    from actqkv_cli.engine.run import Run
 
 
 class Clock:

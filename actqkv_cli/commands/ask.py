@@ -17,7 +17,7 @@ from actqkv_cli.store.library import Entry, find, list_entries
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.document import OpenDocument
-    from actqkv_cli.engine.session import Run
+    from actqkv_cli.engine.run import Run
 
 _TOGETHER = 8  # questions of a file that go through the model at once
 
@@ -114,6 +114,7 @@ def run_file(path: Path, asked: Asked, settings: Settings) -> None:
                     result = record(one, answer, opened, settings.policy, budget, settings.seed)
                     line = {**fields, **result, **(_blocks(one) if asked.explain else {})}
                     sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    one.close()
                 sys.stdout.flush()
 
 

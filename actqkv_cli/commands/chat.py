@@ -95,10 +95,10 @@ def _answer(chat: _Chat, question: str) -> None:
         # What is interrupted was said all the same.
         with contextlib.suppress(KeyboardInterrupt):
             decode(run, model, tokenizer, sampling, without_trailing_space(write), terminal.check)
+        chat.conversation.add(run)
     sys.stdout.write("\n")
     sys.stdout.flush()
     chat.cited = cited(run, "".join(said))
-    chat.conversation.add(run)
     chat.said = question, "".join(said)
     pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]
     if chat.cited["supported"] is False:

@@ -10,7 +10,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from actqkv_cli.engine.session import Run
+from actqkv_cli.engine.run import Run
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could move a terminal's cursor, or worse
 _LONGEST_PERIOD = 16  # tokens

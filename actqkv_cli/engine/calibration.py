@@ -129,7 +129,7 @@ def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]
     encoded = encode_question(tokenizer, question)
     task = session.task(encoded)
     observer = _Observer(actqkv.Policy(task), task, keys, [])
-    session.run([(observer, encoded)], room=0)
+    session.run([(observer, encoded)], room=0)[0].close()
     return torch.stack(observer.mass), observer.inner.densities
 
 

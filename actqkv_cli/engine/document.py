@@ -51,7 +51,7 @@ class OpenDocument:
         self.sentences: Callable[[int], range] = lambda block: sentences()(block)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        """See `BlockSource`."""
+        """See `BlockPool.blocks`."""
         return self.pool.blocks(layer, ids)
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:

@@ -19,7 +19,7 @@ from actqkv_cli.store.library import Entry
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.answer import Answer, Sampling
-    from actqkv_cli.engine.session import Run
+    from actqkv_cli.engine.run import Run
     from actqkv_cli.model.load import LoadedModel
     from actqkv_cli.model.prompt import EncodedQuestion
 

@@ -219,6 +219,7 @@ class Worker:
             "served": self._served,
             "busy": busy,
             "conversations": len(self._talking),
+            "waiting": self._jobs.qsize(),
             "memory_bytes": _resident_bytes(),
             **self._kept,
         }

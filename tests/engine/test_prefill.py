@@ -162,20 +162,20 @@ def test_windowed_prefill_retrieves_what_it_should(
     score: str, representative: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every window and layer: the candidates with the best score for the window's probe-query, no others."""
-    from actqkv_cli.engine.layer import LayerAttention
+    from actqkv_cli.engine.layer import Layer
     from actqkv_kernels import activation_probe, block_scores
 
     budget = tiny.SINK + tiny.LOCAL + 3 * tiny.BLOCK
     how = tiny.reading(score=score, representative=representative, budget=budget, positions="clamped")
     calls: list[tuple[Tensor, Tensor]] = []
-    real = LayerAttention.attend
+    real = Layer.attend
 
-    def noting(self: LayerAttention, query: Tensor, *rest: Any) -> Tensor:
+    def noting(self: Layer, query: Tensor, *rest: Any) -> Tensor:
         out = real(self, query, *rest)
         calls.append((query.clone(), self.chosen_blocks))
         return out
 
-    monkeypatch.setattr(LayerAttention, "attend", noting)
+    monkeypatch.setattr(Layer, "attend", noting)
     tiny.ingest(tiny.model(), tiny.tokens(205), tmp_path / "document", how)
     _, representatives, _ = tiny.stored(tmp_path / "document")
     layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, budget)
