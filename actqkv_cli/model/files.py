@@ -1,7 +1,6 @@
 """From what the user typed to a folder of model files, and to the digests that say which model it is."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -217,17 +216,6 @@ def _looks_like_path(spec: str) -> bool:
         or spec.endswith("/")
         or spec.lower().endswith((".gguf", ".safetensors", ".bin"))
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what the error says, or what it is."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def out_of_space(error: Exception) -> bool:
-    """Whether the disk is full or the quota used up; some libraries tell it in words only."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def _stamp(path: Path) -> list[int]:

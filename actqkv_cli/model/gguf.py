@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.files import Progress, first_line, out_of_space, write_json
+from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError, first_line, out_of_memory, out_of_space
+from actqkv_cli.model.files import Progress, write_json
 
 _SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -89,7 +89,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     from transformers import AutoConfig
 
     from actqkv_cli.model.gguf_weights import write_weights
-    from actqkv_cli.model.load import is_out_of_memory, quiet_transformers, refuse_unfit
+    from actqkv_cli.model.load import quiet_transformers, refuse_unfit
 
     size = path.stat().st_size
     done = 0
@@ -116,7 +116,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     except (ActqkvError, OSError):
         raise
     except Exception as error:  # transformers raises whatever the file's oddity leads to
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise OutOfMemory(f"converting {path.name} needs more memory than there is") from error
         if out_of_space(error):
             raise DiskFull(f"no space left to convert {path.name}") from error

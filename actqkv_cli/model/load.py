@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from actqkv_cli.errors import OutOfMemory, UsageError
-from actqkv_cli.model.files import ModelFiles, first_line
+from actqkv_cli.errors import OutOfMemory, UsageError, first_line, out_of_memory
+from actqkv_cli.model.files import ModelFiles
 
 # The families that the tests compare with stock transformers, logit by logit. Others are refused by name:
 # some have no rotary positions, or a state instead of a cache, and would be answered wrongly in silence.
@@ -135,7 +135,7 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
             output_loading_info=True,
         )
     except Exception as error:  # a damaged or unfit file shows as almost any error
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise OutOfMemory(
                 f"the model {files.name} does not fit in the memory of {device}",
                 "choose a smaller model with --model, --dtype bfloat16, or --device cpu",
@@ -159,12 +159,4 @@ def load_tokenizer(files: ModelFiles) -> Any:
         local_files_only=True,
         clean_up_tokenization_spaces=False,
         model_max_length=1 << 40,  # documents are longer than any window; no warning about that
-    )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether host or device memory ran out; torch says so with several types."""
-    told = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)
     )

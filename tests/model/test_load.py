@@ -125,6 +125,7 @@ def test_damaged_weights_are_refused(tiny: ModelFiles) -> None:
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
         RuntimeError("MPS backend out of memory"),
+        OSError(12, "Cannot allocate memory"),
     ],
 )
 def test_out_of_memory(tiny: ModelFiles, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
