@@ -1,4 +1,4 @@
-"""The two seams by which our attention enters an unpatched Hugging Face model (DESIGN section 3).
+"""The two seams by which our attention enters an unpatched Hugging Face model.
 
 1. An attention function registered under the name "actqkv": a name that has no mask function, so no mask is made.
 2. A rotary module that rotates nothing, so that queries and keys arrive un-rotated; `Rotary` keeps the family's own
