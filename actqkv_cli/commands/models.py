@@ -9,10 +9,11 @@ from actqkv_cli.commands.output import confirmed, note, print_json, progress
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model import catalogue
+from actqkv_cli.model.atomic import removed_once
 from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
-from actqkv_cli.model.files import ModelFiles, resolve
-from actqkv_cli.model.gguf import removed_once
+from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.model.resolve import resolve
 
 if TYPE_CHECKING:
     from actqkv_cli.model.choose import Choice

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.engine.layer import Layer, Moment
-from actqkv_cli.errors import StoreDamaged
+from actqkv_cli.errors import StoreDamaged, first_line
 from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy
 from actqkv_kernels.backend import SlowerPath
 
@@ -121,7 +121,7 @@ def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = compute()
     except RuntimeError as error:
-        said = f"decoding steps are not recorded, which is slower: {error}".splitlines()[0]
+        said = f"decoding steps are not recorded, which is slower: {first_line(error)}"
         warnings.warn(said, SlowerPath, stacklevel=2)
         return compute
 

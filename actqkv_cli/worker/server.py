@@ -208,6 +208,8 @@ class Worker:
         self._jobs.put((client, None))  # wakes the main thread
 
     def _status(self) -> dict[str, Any]:
+        import psutil  # not before it listens
+
         now = time.monotonic()
         busy = self.current is not None
         return {
@@ -220,7 +222,7 @@ class Worker:
             "busy": busy,
             "conversations": len(self._talking),
             "waiting": self._jobs.qsize(),
-            "memory_bytes": _resident_bytes(),
+            "memory_bytes": psutil.Process().memory_info().rss,
             **self._kept,
         }
 
@@ -349,15 +351,3 @@ class _Input(io.BytesIO):
 
     def isatty(self) -> bool:
         return self._terminal
-
-
-def _resident_bytes() -> int:
-    """Of this process now; its peak where the system has no /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return pages * os.sysconf("SC_PAGE_SIZE")
