@@ -626,7 +626,7 @@ def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
 
 
 def _converse(call: Call, conversation: Prompts) -> int:
-    from actqkv_cli.commands import terminal
+    from actqkv_cli import terminal
 
     reply = go_on(call, conversation, None)
     while isinstance(reply, str):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli import __version__
-from actqkv_cli.commands.output import note, note_hanging
+from actqkv_cli.output import note, note_hanging
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.answer import Answer

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli.commands import kept, terminal
+from actqkv_cli import terminal
+from actqkv_cli.commands import kept
 from actqkv_cli.commands.answers import Clock, bytes_read, record, show_sources, without_trailing_space
-from actqkv_cli.commands.output import note, print_event, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
+from actqkv_cli.output import note, print_event, print_json
 from actqkv_cli.store.library import Entry, find, list_entries
 
 if TYPE_CHECKING:

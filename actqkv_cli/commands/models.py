@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands import worker
-from actqkv_cli.commands.output import confirmed, note, print_json, progress
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model import catalogue
@@ -13,6 +12,7 @@ from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
 from actqkv_cli.model.files import ModelFiles, resolve
 from actqkv_cli.model.gguf import removed_once
+from actqkv_cli.output import confirmed, note, print_json, progress
 
 if TYPE_CHECKING:
     from actqkv_cli.model.choose import Choice

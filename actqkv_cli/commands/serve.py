@@ -8,9 +8,9 @@ import threading
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from actqkv_cli.commands.output import note
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, UsageError
+from actqkv_cli.output import note
 
 if TYPE_CHECKING:
     import uvicorn

@@ -241,7 +241,8 @@ class Worker:
 
     def _serve(self, client: Client, line: str | None) -> None:
         """A client's command up to its end, or to where it asks for a line."""
-        from actqkv_cli.commands import kept, terminal
+        from actqkv_cli import terminal
+        from actqkv_cli.commands import kept
 
         client.send(begun=True)
         self.current = client

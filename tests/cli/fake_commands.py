@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
-from actqkv_cli import main
-from actqkv_cli.commands import kept, terminal
+from actqkv_cli import main, terminal
+from actqkv_cli.commands import kept
 from actqkv_cli.worker import server
 
 server._SEND = float(os.environ.get("FAKE_SEND", server._SEND))
