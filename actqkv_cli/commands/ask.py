@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli import terminal
+from actqkv_cli.answering import budget_of, bytes_read, documents, record, without_trailing_space
 from actqkv_cli.commands import kept
-from actqkv_cli.commands.answers import Clock, bytes_read, record, show_sources, without_trailing_space
+from actqkv_cli.commands.answers import Clock, show_sources
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
 from actqkv_cli.output import note, print_event, print_json
-from actqkv_cli.store.library import Entry, find, list_entries
 
 if TYPE_CHECKING:
-    from actqkv_cli.engine.document import OpenDocument
     from actqkv_cli.engine.session import Run
 
 _TOGETHER = 8  # questions of a file that go through the model at once
@@ -32,21 +31,6 @@ class Asked:
     output: str
     explain: bool
     quiet: bool
-
-
-def documents(docs: Sequence[str], every: bool, home: Path) -> list[Entry]:
-    """The committed documents that are meant, each once. Raises what `find` raises."""
-    if every and docs:
-        raise UsageError("--all is every document: leave --doc out")
-    if not every:
-        found = [find(home, doc) for doc in docs] or [find(home, None)]
-        return list({entry.id: entry for entry in found}.values())
-    entries = list_entries(home)
-    for entry in entries:
-        if entry.manifest is None:
-            note(f"warning: {entry.id} is {entry.state}, and left out")
-    whole = [entry for entry in entries if entry.manifest is not None]
-    return whole or [find(home, None)]  # which says what is wrong
 
 
 def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
@@ -144,14 +128,6 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     if not found:
         raise UsageError(f"there are no questions in {path}")
     return found
-
-
-def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", said: int = 0) -> int:
-    """Tokens per layer: as it is set, else what suits the policy, and a conversation of so many blocks."""
-    from actqkv_cli.retrieval.policies import usual_budget
-
-    manifest = opened[0].reader.manifest
-    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size, said)
 
 
 def _import() -> None:

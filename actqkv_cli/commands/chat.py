@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli import terminal
+from actqkv_cli.answering import budget_of, cited, documents, without_trailing_space
 from actqkv_cli.commands import kept
-from actqkv_cli.commands.answers import cited, show_sources, without_trailing_space
-from actqkv_cli.commands.ask import budget_of, documents
+from actqkv_cli.commands.answers import show_sources
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.output import note

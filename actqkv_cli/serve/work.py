@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actqkv_cli.answering import budget_of, bytes_read, documents, record, without_trailing_space
 from actqkv_cli.commands import kept
-from actqkv_cli.commands.answers import bytes_read, record, without_trailing_space
-from actqkv_cli.commands.ask import budget_of, documents
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, UsageError
 from actqkv_cli.failures import foreseen
