@@ -1,5 +1,6 @@
 """actqkv ask: questions to documents in the library."""
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from actqkv_cli import terminal
 from actqkv_cli.answering import budget_of, bytes_read, documents, record, without_trailing_space
-from actqkv_cli.commands import kept
 from actqkv_cli.commands.answers import Clock, show_sources
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
@@ -18,6 +18,7 @@ from actqkv_cli.output import note, print_event, print_json
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.session import Run
+    from actqkv_cli.runtime import Runtime
 
 _TOGETHER = 8  # questions of a file that go through the model at once
 
@@ -33,7 +34,7 @@ class Asked:
     quiet: bool
 
 
-def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
+def run(question: str, asked: Asked, settings: Settings, began: float, runtime: "Runtime") -> None:
     """Answer on stdout, sources on stderr after it (or everything as JSON)."""
     raw = sys.stdin.buffer.read() if question == "-" else os.fsencode(question)
     question = raw.decode(errors="replace").strip()
@@ -47,11 +48,12 @@ def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
     from actqkv_cli.engine.session import session_over
     from actqkv_cli.model.prompt import encode_question
 
-    with kept.model_of(entries, settings, asked.quiet) as loaded:
+    with contextlib.ExitStack() as held:
+        loaded, cache = held.enter_context(runtime.loaded(entries, settings, asked.quiet))
         clock.lap("load")
-        opened = kept.open_documents(entries)
+        opened = held.enter_context(cache.pinned(entry.folder for entry in entries))
         budget = budget_of(settings, opened)
-        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+        with session_over(loaded.model, cache.context_of(opened), budget) as session:
             clock.lap("index")
             encoded = encode_question(loaded.tokenizer, question)
             started = session.start(encoded, settings.policy, room=settings.max_tokens)
@@ -71,7 +73,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
     _tell(result, started, asked, opened[0].reader.manifest.geometry.block_size)
 
 
-def run_file(path: Path, asked: Asked, settings: Settings) -> None:
+def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime") -> None:
     """Every question of a file, in order: a JSON object a line on stdout."""
     questions = read_questions(path)
     entries = documents(asked.docs, asked.all, settings.home)
@@ -81,10 +83,12 @@ def run_file(path: Path, asked: Asked, settings: Settings) -> None:
     from actqkv_cli.model.prompt import encode_question
 
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
-    with kept.model_of(entries, settings, asked.quiet) as loaded:
-        opened = kept.open_documents(entries)
+    with (
+        runtime.loaded(entries, settings, asked.quiet) as (loaded, cache),
+        cache.pinned(entry.folder for entry in entries) as opened,
+    ):
         budget = budget_of(settings, opened)
-        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+        with session_over(loaded.model, cache.context_of(opened), budget) as session:
 
             def step(runs: "list[Run]", tokens: list[int]) -> None:
                 terminal.check()

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands.models import is_here, load, locate
+from actqkv_cli.commands.models import is_here, locate
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
+from actqkv_cli.loading import load
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.output import PartlyFailed, note, print_json, progress

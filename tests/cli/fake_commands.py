@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from actqkv_cli import main, terminal
-from actqkv_cli.commands import kept
+from actqkv_cli.runtime import OtherWorkerNeeded
 from actqkv_cli.worker import server
 
 server._SEND = float(os.environ.get("FAKE_SEND", server._SEND))
@@ -78,7 +78,7 @@ def flood(megabytes: str) -> None:
 def keep(name: str) -> None:
     global _keeps
     if _keeps not in ("", name):
-        raise kept.OtherWorkerNeeded(f"{_keeps} is kept here")
+        raise OtherWorkerNeeded(f"{_keeps} is kept here")
     _keeps = name
     print(name, os.getpid())
 
