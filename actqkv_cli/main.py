@@ -14,7 +14,7 @@ _BEGAN = time.perf_counter()
 
 import typer  # noqa: E402
 
-from actqkv_cli import __version__  # noqa: E402
+from actqkv_cli import __version__, terminal  # noqa: E402
 from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, UsageError  # noqa: E402
 from actqkv_cli.failures import fail, foreseen, interrupted  # noqa: E402
 
@@ -190,11 +190,11 @@ def ask(
         if question is not None:
             raise UsageError("--file holds the questions: leave the other one out")
         with call.runtime() as runtime:
-            command.run_file(file, asked, settings, runtime)
+            command.run_file(file, asked, settings, runtime, call.check)
         return None
     if question is not None:
         with call.runtime() as runtime:
-            command.run(question, asked, settings, call.began, runtime)
+            command.run(question, asked, settings, call.began, runtime, call.check)
         return None
     if output != "text" or not sys.stdin.isatty():
         raise UsageError("there is no question", 'actqkv ask "…", or - to read it from stdin')
@@ -552,7 +552,7 @@ def _chat(call: "Call", docs: Sequence[str], every: bool, settings: Any) -> Prom
     from actqkv_cli.commands import chat as command
 
     with call.runtime() as runtime:
-        yield from command.run(docs, every, settings, runtime)
+        yield from command.run(docs, every, settings, runtime, call.check)
 
 
 @dataclass(frozen=True)
@@ -560,14 +560,15 @@ class Call:
     """A command as it was called.
 
     began: perf_counter() then. place: is told argv and the seconds to keep alive as soon as these are known, and exits
-    or raises if the command is not to be carried out here. runtime: what the command loads, and finds loaded. passes:
-    what is raised for the caller, not for the user.
+    or raises if the command is not to be carried out here. runtime: what the command loads, and finds loaded. check:
+    is called wherever it may be stopped. passes: what is raised for the caller, not for the user.
     """
 
     argv: Sequence[str]
     began: float
     place: Callable[[Sequence[str], float], None]
     runtime: "Callable[[], AbstractContextManager[Runtime]]"
+    check: terminal.Check
     passes: tuple[type[Exception], ...] = ()
 
 
@@ -633,13 +634,11 @@ def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
         return fail(foreseen(error), call.argv)
 
 
-def _converse(call: Call, conversation: Prompts) -> int:
-    from actqkv_cli import terminal
-
+def _converse(call: Call, conversation: Prompts, interrupts: terminal.Interrupts) -> int:
     reply = go_on(call, conversation, None)
     while isinstance(reply, str):
         line = terminal.read_line(reply)
-        with terminal.interrupted_at_check():
+        with interrupts.at_check():
             reply = go_on(call, conversation, line)
     return reply
 
@@ -662,10 +661,11 @@ def _own_runtime() -> "Runtime":
 
 def main() -> None:
     """Run the command line, in this process or through a worker, and exit with its code."""
-    call = Call(sys.argv[1:], _BEGAN, _hand_over, _own_runtime)
+    interrupts = terminal.Interrupts()
+    call = Call(sys.argv[1:], _BEGAN, _hand_over, _own_runtime, interrupts.check)
     try:
         result = start(call)
-        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result))
+        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result, interrupts))
     except BrokenPipeError:
         # The reader of our output has gone; nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli import terminal
 from actqkv_cli.answering import budget_of, bytes_read, documents, record, without_trailing_space
 from actqkv_cli.commands.answers import Clock, show_sources
 from actqkv_cli.config import Settings
@@ -19,6 +18,7 @@ from actqkv_cli.output import note, print_event, print_json
 if TYPE_CHECKING:
     from actqkv_cli.engine.session import Run
     from actqkv_cli.runtime import Runtime
+    from actqkv_cli.terminal import Check
 
 _TOGETHER = 8  # questions of a file that go through the model at once
 
@@ -34,7 +34,7 @@ class Asked:
     quiet: bool
 
 
-def run(question: str, asked: Asked, settings: Settings, began: float, runtime: "Runtime") -> None:
+def run(question: str, asked: Asked, settings: Settings, began: float, runtime: "Runtime", check: "Check") -> None:
     """Answer on stdout, sources on stderr after it (or everything as JSON)."""
     raw = sys.stdin.buffer.read() if question == "-" else os.fsencode(question)
     question = raw.decode(errors="replace").strip()
@@ -62,7 +62,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float, runtime: 
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
             clock.since_start("first_token")
             write = without_trailing_space(_writer(asked.output))
-            answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, terminal.check)
+            answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, check)
         if asked.output == "text":
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -73,7 +73,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float, runtime: 
     _tell(result, started, asked, opened[0].reader.manifest.geometry.block_size)
 
 
-def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime") -> None:
+def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", check: "Check") -> None:
     """Every question of a file, in order: a JSON object a line on stdout."""
     questions = read_questions(path)
     entries = documents(asked.docs, asked.all, settings.home)
@@ -91,7 +91,7 @@ def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime") -
         with session_over(loaded.model, cache.context_of(opened), budget) as session:
 
             def step(runs: "list[Run]", tokens: list[int]) -> None:
-                terminal.check()
+                check()
                 session.step(runs, tokens)
 
             for start in range(0, len(questions), _TOGETHER):

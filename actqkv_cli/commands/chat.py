@@ -6,13 +6,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli import terminal
 from actqkv_cli.answering import budget_of, cited, documents, without_trailing_space
 from actqkv_cli.commands.answers import show_sources
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.output import note
 from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
+from actqkv_cli.terminal import Check
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.conversation import Conversation
@@ -39,7 +39,9 @@ class _Chat:
     cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
-def run(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime) -> Generator[str, str | None, None]:
+def run(
+    docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime, check: Check
+) -> Generator[str, str | None, None]:
     """Yields prompts and is sent lines, None at their end. Answers go to stdout, all else to stderr."""
     chat = _open(docs, every, settings, runtime)
     note(f"{_names(chat)}: ask, or /help")
@@ -49,7 +51,7 @@ def run(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime) 
                 if line.strip().startswith("/"):
                     chat = _command(chat, *line.strip().split(maxsplit=1))
                 elif line.strip():
-                    _answer(chat, line.strip())
+                    _answer(chat, line.strip(), check)
             except KeyboardInterrupt:  # before the answer began
                 note("")
             except OtherWorkerNeeded as error:
@@ -75,7 +77,7 @@ def _names(chat: _Chat) -> str:
     return ", ".join(document.reader.manifest.source.name for document in chat.opened)
 
 
-def _answer(chat: _Chat, question: str) -> None:
+def _answer(chat: _Chat, question: str, check: Check) -> None:
     from actqkv_cli.engine.answer import Sampling, decode
     from actqkv_cli.engine.session import session_over
     from actqkv_cli.model.prompt import encode_question
@@ -92,11 +94,11 @@ def _answer(chat: _Chat, question: str) -> None:
         sys.stdout.flush()
 
     with session_over(model, chat.conversation.context, budget) as session:
-        terminal.check()
+        check()
         run = session.start(encoded, settings.policy, room=settings.max_tokens)
         # What is interrupted was said all the same.
         with contextlib.suppress(KeyboardInterrupt):
-            decode(run, model, tokenizer, sampling, without_trailing_space(write), terminal.check)
+            decode(run, model, tokenizer, sampling, without_trailing_space(write), check)
     sys.stdout.write("\n")
     sys.stdout.flush()
     chat.cited = cited(run, "".join(said))

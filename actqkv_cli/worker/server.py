@@ -86,6 +86,7 @@ class Client:
         self._stopped = False
 
     def check(self) -> None:
+        """See `terminal.Check`."""
         if self.gone or self._stopped:
             self._stopped = False
             raise KeyboardInterrupt
@@ -242,15 +243,13 @@ class Worker:
 
     def _serve(self, client: Client, line: str | None, runtime: "Runtime") -> None:
         """A client's command up to its end, or to where it asks for a line."""
-        from actqkv_cli import terminal
         from actqkv_cli.runtime import OtherWorkerNeeded
 
         client.send(begun=True)
         self.current = client
         sys.stdout, sys.stderr = self._streams
         try:
-            with terminal.checked_by(client.check):
-                outcome = self._step(client, line, runtime)
+            outcome = self._step(client, line, runtime)
         except Declined:
             client.send(declined=True)
         except OtherWorkerNeeded as reason:
@@ -284,6 +283,7 @@ class Worker:
             client.arrived,
             self._place,
             lambda: contextlib.nullcontext(runtime),
+            client.check,
             passes=(Declined, OtherWorkerNeeded),
         )
         outcome = main.start(client.call)

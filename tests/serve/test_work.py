@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +100,8 @@ def test_who_waits_is_told_when_the_work_is_interrupted(monkeypatch: pytest.Monk
                 await asyncio.wait_for(job.next(), 1)
 
     asyncio.run(wait())
+
+
+def test_the_server_needs_no_command() -> None:
+    for path in Path(work.__file__).parent.glob("*.py"):
+        assert "actqkv_cli.commands" not in path.read_text(), path
