@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands.models import is_here, load, locate
-from actqkv_cli.commands.output import PartlyFailed, note, print_json, progress
+from actqkv_cli.commands.models import is_here, locate
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
+from actqkv_cli.loading import load
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.output import PartlyFailed, note, print_json, progress
 from actqkv_cli.store.library import list_entries
 from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
 from actqkv_cli.worker.prepare import prepare

@@ -4,9 +4,9 @@ import datetime
 import sys
 from typing import Any
 
-from actqkv_cli.commands.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, UsageError
+from actqkv_cli.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.store.library import Entry, find, list_entries, remove
 from actqkv_cli.store.locks import reading
 from actqkv_cli.store.manifest import check_identity

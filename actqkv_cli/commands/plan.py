@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands.ingest import reading_of
 from actqkv_cli.commands.models import choose_default, is_here, locate
-from actqkv_cli.commands.output import note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, read_document
 from actqkv_cli.engine.planted import FACTS
@@ -23,6 +22,7 @@ from actqkv_cli.model.files import ModelFiles, read_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
+from actqkv_cli.output import note, print_json
 from actqkv_cli.store.library import list_entries
 from actqkv_cli.store.manifest import decisive
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class BlockPool:
     @property
     def _capacity(self) -> int:
         return self._used.shape[1]
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory that the pages take, in bytes."""
+        return sum(pages.nbytes for pages in self._pages if pages is not None)
 
     @torch.inference_mode(False)  # what is made within it can only be written to within it
     def reserve(self, capacity: int) -> None:
@@ -101,6 +106,12 @@ class BlockPool:
         missing = ids.numpy()[self._page_of[layer, ids.numpy()] < 0]
         if 0 < len(missing) <= self._capacity:
             self._coming[layer] = missing, _reader().submit(self._fetch, layer, missing)
+
+    def end_reading_ahead(self) -> None:
+        """Nothing is read any more that was not asked for again."""
+        coming = [read for _, read in self._coming.values() if not read.cancel()]
+        self._coming.clear()
+        wait(coming)
 
     def bring(self, layer: int, ids: Tensor) -> Tensor:
         """The pages in which blocks `ids` (ascending, int64, on the CPU) now are: int64 `(n,)`, on the CPU."""

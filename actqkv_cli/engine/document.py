@@ -24,7 +24,14 @@ class OpenDocument:
     def __init__(self, reader: DocumentReader, device: torch.device) -> None:
         self.reader = reader
         self.tokens = reader.manifest.tokens
-        index = {name: tensor.to(device) for name, tensor in reader.index().items()}
+        held = self._held = dict[int, int]()  # bytes of tensors by their addresses
+
+        def brought(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            here = {name: tensor.to(device) for name, tensor in tensors.items()}
+            held.update({tensor.data_ptr(): tensor.nbytes for tensor in (*tensors.values(), *here.values())})
+            return here
+
+        index = brought(reader.index())
         self.representatives = index["representatives"]
         self.head_keys = index.get("head_keys")
         self.pool = BlockPool(
@@ -36,7 +43,7 @@ class OpenDocument:
 
         @functools.cache
         def methods() -> Mapping[str, Tensor]:
-            return {name: tensor.to(device) for name, tensor in reader.methods().items()}
+            return brought(reader.methods())
 
         @functools.cache
         def words() -> Callable[[str], Tensor]:
@@ -49,6 +56,16 @@ class OpenDocument:
         self.methods = methods
         self.lexical: Callable[[str], Tensor] = lambda question: words()(question)
         self.sentences: Callable[[int], range] = lambda block: sentences()(block)
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory that its tensors and its blocks take, in bytes; text and words are little beside them."""
+        return sum(self._held.values()) + self.pool.bytes_held
+
+    def close(self) -> None:
+        """Close its files, which are opened again if they are needed. What was read stays in memory."""
+        self.pool.end_reading_ahead()
+        self.reader.close()
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockPool.blocks`."""
