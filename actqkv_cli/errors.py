@@ -7,7 +7,8 @@ ActqkvError                1  unexpected failure
 ├── IdentityMismatch       5  the store was made by another model or format
 ├── StoreDamaged           6  a checksum, a size or a field is wrong
 ├── OutOfMemory            7  host or device memory ran out
-├── DiskFull               8  no space left, or over the library's limit
+├── DiskFull               8  no space left
+│   └── OverDiskLimit      8  a document is more than the library may take
 └── ModelUnavailable       9  the model is not on this machine and cannot be fetched
 
 And how what others raise is recognised as one of them.
@@ -63,6 +64,10 @@ class OutOfMemory(ActqkvError):
 class DiskFull(ActqkvError):
     exit_code = 8
     kind = "disk_full"
+
+
+class OverDiskLimit(DiskFull):
+    pass
 
 
 class ModelUnavailable(ActqkvError):

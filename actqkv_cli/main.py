@@ -17,6 +17,7 @@ import typer  # noqa: E402
 from actqkv_cli import __version__, terminal  # noqa: E402
 from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, UsageError  # noqa: E402
 from actqkv_cli.failures import fail, foreseen, interrupted  # noqa: E402
+from actqkv_cli.retrieval.names import policy_names  # noqa: E402
 
 if TYPE_CHECKING:
     from actqkv_cli.runtime import Runtime
@@ -30,43 +31,73 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Options that several commands have.
 Home = Annotated[
     Path | None,
     typer.Option(help="The library's folder. [env: ACTQKV_HOME; default: the user's data folder]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, also on error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-Window = Annotated[int | None, typer.Option(help="Tokens read at once, 128 to 4096; try 2048 on a GPU. [default: 512]")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw it: a .png or .svg file.")]
 Offline = Annotated[bool | None, typer.Option("--offline", help="Never use the network.")]
-Doc = Annotated[str | None, typer.Option("--doc", help="Document: id, name, or a part of them. [default: the latest]")]
+KeepAlive = Annotated[
+    str | None,
+    typer.Option(help="How long a worker keeps the model loaded: 90s, 10m, 2h; 0: none. [default: 10m]"),
+]
 
+# How a document is read.
+Document = Annotated[Path, typer.Argument(help="A document.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A name of `actqkv models`, Hugging Face id, folder or GGUF file. "
+        "[default: the largest of `actqkv models` that fits in memory]"
+    ),
+]
+SyntheticModel = Annotated[
+    str | None,
+    typer.Option(help="A random model of a named shape, not a real one: llama-3.1-8b, qwen2.5-7b, smollm2-135m, …"),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")]
+Window = Annotated[int | None, typer.Option(help="Tokens read at once, 128 to 4096; try 2048 on a GPU. [default: 512]")]
+ReadingBudget = Annotated[int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        help="Where retrieved keys stand while reading: clamped, compact or original (short documents). "
+        "[default: clamped]"
+    ),
+]
+Prefill = Annotated[
+    str | None, typer.Option(help="windowed, or full: exact and quadratic, while it fits. [default: windowed]")
+]
+Baselines = Annotated[
+    bool | None,
+    typer.Option("--baselines", help="Also keep what only those policies need that serve as comparison."),
+]
+
+# How it is asked.
 Docs = Annotated[
     list[str] | None,
     typer.Option("--doc", help="Document: id, name or a part; several are asked as one. [default: the latest]"),
 ]
 All = Annotated[bool, typer.Option("--all", help="All documents of the library, asked as one.")]
 Policy = Annotated[
-    str | None,
-    typer.Option(
-        help="Retrieval: hybrid, heads, lexical, actqkv, acre, infllm, quest, snapkv, h2o, streaming or full. "
-        "[default: hybrid]"
-    ),
+    str | None, typer.Option(help=f"How blocks are retrieved: {', '.join(policy_names())}. [default: hybrid]")
 ]
 Budget = Annotated[
     int | None,
     typer.Option(
         help="Tokens attended per layer beside the question. "
-        "[default: 576 with hybrid, heads and lexical, else as at ingest]"
+        "[default: what suits the policy, 576 with hybrid; else as at ingest]"
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")]
-KeepAlive = Annotated[
-    str | None,
-    typer.Option(help="How long a worker keeps the model loaded: 90s, 10m, 2h; 0: none. [default: 10m]"),
-]
 AskedModel = Annotated[str | None, typer.Option(help="Where the document's model is now. [default: where it was]")]
+
 Result = TypeVar("Result")
 Prompts = Generator[str, str | None, None]  # what a conversation asks of its user, and is told: None at the end
 
@@ -90,41 +121,14 @@ def options(
 def ingest(
     paths: Annotated[list[str], typer.Argument(help="Files (.pdf, .txt, .md), folders, or - for stdin.")],
     name: Annotated[str | None, typer.Option(help="The document's name, for stdin.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of `actqkv models`, Hugging Face id, folder or GGUF file. "
-            "[default: the largest of `actqkv models` that fits in memory]"
-        ),
-    ] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")
-    ] = None,
+    model: Model = None,
+    budget: ReadingBudget = None,
     window: Window = None,
-    positions: Annotated[
-        str | None,
-        typer.Option(
-            help="Where retrieved keys stand while reading: clamped, compact or original (short documents). "
-            "[default: clamped]"
-        ),
-    ] = None,
-    prefill: Annotated[
-        str | None,
-        typer.Option(help="windowed, or full: exact and quadratic, while it fits. [default: windowed]"),
-    ] = None,
-    representative: Annotated[
-        str | None,
-        typer.Option(help="A block's key summary: mean, or anchor (most attended keys). [default: mean]"),
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="How a probe-query scores a block: dot, or cosine. [default: dot]")
-    ] = None,
-    baselines: Annotated[
-        bool | None,
-        typer.Option("--baselines", help="Also keep what only h2o, snapkv, infllm, quest and acre:attended need."),
-    ] = None,
+    positions: Positions = None,
+    prefill: Prefill = None,
+    baselines: Baselines = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    dtype: Dtype = None,
     disk_limit: Annotated[
         str | None, typer.Option(help="What the library may take: 20GB, or bytes. [default: no limit]")
     ] = None,
@@ -134,14 +138,16 @@ def ingest(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Read documents into the library. An interrupted ingest resumes; an unchanged file is skipped."""
+    """Read documents into the library. An interrupted ingest resumes; an unchanged file is skipped.
+
+    Where one of several files fails, the others are read all the same; the exit code is that of the first failure.
+    """
     environ = dict(os.environ)  # before libraries add to it
     from actqkv_cli.commands import ingest as command
 
     settings = _settings(
-        model=model, budget=budget, window=window, positions=positions, prefill=prefill, representative=representative,
-        score=score, baselines=baselines, device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home,
-        keep_alive=keep_alive,
+        model=model, budget=budget, window=window, positions=positions, prefill=prefill, baselines=baselines,
+        device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home, keep_alive=keep_alive,
     )  # fmt: skip
     command.run(paths, name, settings, as_json, quiet, environ)
 
@@ -154,7 +160,12 @@ def ask(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="Questions, one a line or JSON lines; answers come as JSON lines."),
+        typer.Option(
+            "--file",
+            "-f",
+            help="Questions, one a line, or lines of JSON with a field question (.jsonl). Each is answered, in order, "
+            "by a line of JSON: what --json tells, the question, and your own line of JSON, whole, as input.",
+        ),
     ] = None,
     doc: Docs = None,
     every: All = False,
@@ -269,7 +280,7 @@ def show(
 @app.command()
 def rm(
     docs: Annotated[list[str], typer.Argument(help="Ids or names.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -316,7 +327,7 @@ def models_fetch(name: Name, offline: Offline = None, quiet: Quiet = False, as_j
 @models.command("rm")
 def models_rm(
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Remove a model from this machine. Asks first; documents that it has read need it again."""
@@ -345,26 +356,15 @@ def worker_stop() -> None:
     command.stop()
 
 
-SyntheticModel = Annotated[
-    str | None,
-    typer.Option(
-        "--synthetic-model",
-        help="A random model of a named shape in place of a real one: llama-3.1-8b, qwen2.5-7b, smollm2-135m, …",
-    ),
-]
-
-
 @app.command()
 def plan(
-    path: Annotated[Path, typer.Argument(help="A document.")],
-    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    path: Document,
+    model: Model = None,
     synthetic_model: SyntheticModel = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Tokens attended per layer beside the window. [default: 2048]")
-    ] = None,
-    baselines: Annotated[bool | None, typer.Option("--baselines", help="As at ingest.")] = None,
+    budget: ReadingBudget = None,
+    baselines: Baselines = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    dtype: Dtype = None,
     offline: Offline = None,
     home: Home = None,
     as_json: Json = False,
@@ -426,13 +426,13 @@ def bench_quality(
     out: Annotated[
         Path | None, typer.Option(help="A folder that keeps what was measured: an interrupted run goes on there.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw it: a .png or .svg file.")] = None,
+    picture: Picture = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
-    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
-    positions: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
-    prefill: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    model: Model = None,
+    positions: Positions = None,
+    prefill: Prefill = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    dtype: Dtype = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -470,13 +470,13 @@ def bench_speed(
     full_tokens: Annotated[
         int, typer.Option(help="How much of the document is read anew, by every reader.", min=1)
     ] = 8192,
-    picture: Annotated[Path | None, typer.Option(help="Draw it: a .png or .svg file.")] = None,
-    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
+    picture: Picture = None,
+    model: Model = None,
     synthetic_model: SyntheticModel = None,
     policy: Policy = None,
     budget: Annotated[int | None, typer.Option(help="Tokens, of reading and decoding. [default: 2048]")] = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    dtype: Dtype = None,
     offline: Offline = None,
     home: Home = None,
     as_json: Json = False,
@@ -504,7 +504,7 @@ def bench_decode(
     rounds: Annotated[int, typer.Option(help="How often every answer is decoded.", min=1)] = 3,
     max_tokens: Annotated[int, typer.Option(help="Of an answer.", min=1)] = 32,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """What a decoding step takes, beside reading the weights, over random documents of any length."""
@@ -519,13 +519,13 @@ def bench_decode(
 
 @bench.command("ingest")
 def bench_ingest(
-    path: Annotated[Path, typer.Argument(help="A document.")],
+    path: Document,
     rounds: Annotated[int, typer.Option(help="How often both sides are run.", min=1)] = 3,
-    model: Annotated[str | None, typer.Option(help="As at ingest.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Tokens. [default: 2048]")] = None,
+    model: Model = None,
+    budget: ReadingBudget = None,
     window: Window = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Tokens per second of reading, beside the stock model's over the same windows without history."""

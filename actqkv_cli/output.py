@@ -33,6 +33,11 @@ def note(text: str) -> None:
     stderr().print(text)
 
 
+def note_error(error: ActqkvError) -> None:
+    """A failure after which the command goes on, in one line to stderr."""
+    note(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+
+
 def note_hanging(label: str, pieces: Sequence[tuple[str, bool]]) -> None:
     """A label and text to stderr. On a terminal the text is wrapped beside the label, and what is marked is bold."""
     console = stderr()

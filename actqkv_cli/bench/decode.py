@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.bench.machine import describe, measure_compute, synchronize
-from actqkv_cli.engine.calibration import READING
+from actqkv_cli.engine.calibration import HEADS, READING
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
+from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.load import DTYPES
 from actqkv_cli.model.prompt import EncodedQuestion
@@ -23,9 +24,8 @@ from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
 from actqkv_cli.retrieval.policies import usual_budget
 from actqkv_cli.retrieval.policy import head_rows
-from actqkv_cli.store.manifest import Draft, Geometry, RetrievalHead, Source
+from actqkv_cli.store.manifest import Draft, RetrievalHead, synthetic_draft
 
-_HEADS = 6  # retrieval heads, as calibration keeps
 _QUESTION = 24  # tokens
 _WARM = 4  # tokens that are not timed: what is recorded and brought in for the first ones stays
 _DIFFERENT = 64  # blocks that are really there; the document repeats them
@@ -128,18 +128,10 @@ def _random_words(blocks: int, question: str) -> Tensor:
 def _manifest(shape: Shape, tokens: int, dtype: str) -> Draft:
     heads = [
         RetrievalHead(layer=shape.layers // 4 + number % 3, head=number % shape.heads, score=1)
-        for number in range(_HEADS)
+        for number in range(HEADS)
     ]
-    return Draft(
-        id="random",
-        source=Source(name="random", sha256="0" * 64, page_count=1, characters=0, extractor="none"),
-        model={},
-        geometry=Geometry(layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype=dtype),  # type: ignore[arg-type]
-        reading=READING,
-        tokens=tokens,
-        document_start=0,
-        retrieval_heads=heads,
-        density=[0.5] * shape.layers,
+    return synthetic_draft(
+        "random", geometry_of(shape, dtype), READING, tokens, retrieval_heads=heads, density=[0.5] * shape.layers
     )
 
 

@@ -2,7 +2,6 @@
 
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,26 @@ from actqkv_cli.engine.calibration import READING
 from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.model.load import LoadedModel
-from actqkv_cli.store.manifest import Draft, Reading, Source
+from actqkv_cli.model.shape import Shape
+from actqkv_cli.store.library import scratch
+from actqkv_cli.store.manifest import Reading, synthetic_draft
 from actqkv_cli.store.writer import DocumentWriter
 
 
 def measure(
-    loaded: LoadedModel, ids: Tensor, budget: int, window: int, rounds: int, full: bool = False
+    loaded: LoadedModel, ids: Tensor, budget: int, window: int, rounds: int, home: Path, full: bool = False
 ) -> dict[str, Any]:
     """Tokens per second of both, in turn, `rounds` times; the ratio's median, least and most; peak memory in bytes.
 
-    full: the stock model's over all tokens at once as well, with all of their attention.
+    home: on whose disk our segments are written; full: the stock model's over all tokens at once as well, with all of
+    their attention.
     """
     reading = READING.model_copy(update={"budget": budget, "window": window})
     _stock(loaded, ids[: reading.window * 2], reading.window)  # warm up
     pairs, whole = [], []
     for _ in range(rounds):
         stock = len(ids) / _stock(loaded, ids, reading.window)
-        ours = len(ids) / _ours(loaded, ids, reading)
+        ours = len(ids) / _ours(loaded, ids, reading, home)
         pairs.append((ours, stock))
         if full:
             whole.append(round(len(ids) / _stock(loaded, ids, len(ids)), 1))
@@ -64,16 +66,13 @@ def _stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
     return time.perf_counter() - began
 
 
-def _ours(loaded: LoadedModel, ids: Tensor, reading: Reading) -> float:
+def _ours(loaded: LoadedModel, ids: Tensor, reading: Reading, home: Path) -> float:
     """Seconds of the prefill that `ingest` does, segments on disk included."""
-    geometry = geometry_of(loaded)
-    source = Source(name="bench", sha256="0" * 64, page_count=1, characters=0, extractor="none")
-    draft = Draft(
-        id="bench", source=source, model={}, geometry=geometry, reading=reading, tokens=len(ids), document_start=0
-    )
-    with tempfile.TemporaryDirectory(prefix="actqkv-") as scratch:
+    geometry = geometry_of(Shape.of(loaded.model.config.to_dict()), loaded.dtype)
+    draft = synthetic_draft("bench", geometry, reading, len(ids))
+    with scratch(home) as parent:
         began = time.perf_counter()
-        with DocumentWriter.open(Path(scratch) / "bench", draft) as writer:
+        with DocumentWriter.open(parent / draft.id, draft) as writer:
             prefill(loaded.model, ids, writer, geometry, reading)
         synchronize(loaded.device)
         return time.perf_counter() - began

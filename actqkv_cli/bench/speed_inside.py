@@ -139,15 +139,20 @@ def read(job: Job) -> dict[str, Any]:
     from actqkv_cli.bench.machine import describe, measure_compute, measure_disk
     from actqkv_cli.model.load import DTYPES
     from actqkv_cli.model.shape import Shape
+    from actqkv_cli.store.library import scratch
     from actqkv_cli.store.manifest import load_manifest
 
     loaded, _ = _loaded(job)
+    home = Path(job.document).parent
     window = load_manifest(Path(job.document)).reading.window
     shape = Shape.of(loaded.model.config.to_dict())
+    ids = _document_ids(job)[: job.full_tokens]
+    with scratch(home) as folder:
+        disk = measure_disk(folder)
     return {
-        "read": measure(loaded, _document_ids(job)[: job.full_tokens], job.budget, window, job.rounds, full=True),
+        "read": measure(loaded, ids, job.budget, window, job.rounds, home, full=True),
         "compute": asdict(measure_compute(shape, DTYPES[job.dtype], loaded.device)),
-        "disk": asdict(measure_disk(Path(job.document).parent)),
+        "disk": asdict(disk),
         "shape": asdict(shape),
         "machine": describe(loaded.device, job.dtype),
     }

@@ -96,21 +96,22 @@ def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", c
 
             for start in range(0, len(questions), _TOGETHER):
                 batch = questions[start : start + _TOGETHER]
-                encoded = [encode_question(loaded.tokenizer, fields["question"]) for fields in batch]
+                encoded = [encode_question(loaded.tokenizer, line["question"]) for line in batch]
                 runs = session.start_all([(q, settings.policy, None) for q in encoded], room=settings.max_tokens)
                 answers = decode_all(runs, step, loaded.model, loaded.tokenizer, sampling)
-                for fields, one, answer in zip(batch, runs, answers, strict=True):
+                for line, one, answer in zip(batch, runs, answers, strict=True):
                     result = record(one, answer, opened, settings.policy, budget, settings.seed)
-                    line = {**fields, **result, **(_blocks(one) if asked.explain else {})}
-                    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    told = {**line, **result, **(_blocks(one) if asked.explain else {})}
+                    sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
                     one.close()
                 sys.stdout.flush()
 
 
 def read_questions(path: Path) -> list[dict[str, Any]]:
-    """Questions of a text file, one a line, or of JSON lines, whose other fields are kept; - is stdin.
+    """Questions of a text file, one a line, or of JSON lines; - is stdin.
 
-    Raises UsageError.
+    Each as the line of its answer begins: the question, and of JSON lines the whole line as `input`, where no field of
+    it meets one of ours. Raises UsageError.
     """
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
@@ -120,16 +121,17 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(data.decode("utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
-        fields: Any = {"question": line.strip()}
-        if path.suffix == ".jsonl":
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
+        if path.suffix != ".jsonl":
+            found.append({"question": line.strip()})
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
         question = fields.get("question") if isinstance(fields, dict) else None
         if not isinstance(question, str) or not question.strip():
             raise UsageError(f"{path}, line {number}: no question in it", 'a line is {"question": "…"}')
-        found.append({**fields, "question": question.strip()})
+        found.append({"question": question.strip(), "input": fields})
     if not found:
         raise UsageError(f"there are no questions in {path}")
     return found

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from actqkv_cli.documents import read_document
 from actqkv_cli.errors import UsageError
 from actqkv_cli.loading import load
 from actqkv_cli.output import note, print_json, progress
-from actqkv_cli.store.library import Entry, find
+from actqkv_cli.store.library import Entry, find, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ def quality(wanted: Quality, settings: Settings) -> None:
         (policy, budget) for policy in wanted.policies if policy not in without_budget for budget in wanted.budgets
     ]
     with contextlib.ExitStack() as stack:
-        folder = wanted.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-bench-")))
+        folder = wanted.out or stack.enter_context(scratch(settings.home))
         show = stack.enter_context(progress(quiet=wanted.as_json))
         how, generate = reading_of(settings), wanted.generate
         rows = measure_all(
@@ -178,9 +177,7 @@ def speed(wanted: Speed, settings: Settings) -> None:
         else:
             dtype = choose_dtype(settings.dtype, device)
             model = _model_folder(wanted, settings, dtype, device)
-            settings.home.mkdir(parents=True, exist_ok=True)
-            # On the library's own disk, for that is the one that counts.
-            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".bench-", dir=settings.home)))
+            home = stack.enter_context(scratch(settings.home))
             file = wanted.file or _prose(home / "prose.txt", model, wanted.tokens)
             note(f"reading {file.name} …")
             ingested = speed.read_into(home, file, model, device, dtype, budget)
@@ -262,7 +259,8 @@ def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
 
     document = read_document(path)
     loaded = load(locate(settings.model, settings, quiet=as_json), settings.dtype, settings)
-    result = measure(loaded, encode(document, loaded.tokenizer).ids, settings.budget or BUDGET, settings.window, rounds)
+    ids, budget = encode(document, loaded.tokenizer).ids, settings.budget or BUDGET
+    result = measure(loaded, ids, budget, settings.window, rounds, settings.home)
     if as_json:
         print_json(result)
     else:

@@ -10,7 +10,7 @@ from actqkv_cli.answering import budget_of, cited, documents, without_trailing_s
 from actqkv_cli.commands.answers import show_sources
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
-from actqkv_cli.output import note
+from actqkv_cli.output import note, note_error
 from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
 from actqkv_cli.terminal import Check
 
@@ -57,7 +57,7 @@ def run(
             except OtherWorkerNeeded as error:
                 note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
             except ActqkvError as error:
-                note(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+                note_error(error)
     finally:
         chat.held.close()
 

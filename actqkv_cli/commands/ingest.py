@@ -8,12 +8,13 @@ from typing import Any
 from actqkv_cli.commands.models import is_here, locate
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
-from actqkv_cli.errors import ActqkvError, DocumentError, UsageError
+from actqkv_cli.errors import ActqkvError, DiskFull, DocumentError, OutOfMemory, OverDiskLimit, UsageError
+from actqkv_cli.failures import foreseen
 from actqkv_cli.loading import load
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
-from actqkv_cli.output import PartlyFailed, note, print_json, progress
-from actqkv_cli.store.library import list_entries
+from actqkv_cli.output import PartlyFailed, note, note_error, print_json, progress
+from actqkv_cli.store.library import list_entries, sweep
 from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
 from actqkv_cli.worker.prepare import prepare
 
@@ -21,17 +22,21 @@ from actqkv_cli.worker.prepare import prepare
 def run(
     paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool, environ: Mapping[str, str]
 ) -> None:
-    """Ingest every document that `paths` name; a bad one among several costs itself, and the exit code is its.
+    """Ingest every document that `paths` name; one that fails costs itself, and the first to fail says the exit code.
 
-    environ: the environment in which the command was called.
+    What no document could be read for ends it at once: no model, no memory, a full disk. environ: the environment in
+    which the command was called.
     """
     if "-" in paths and (len(paths) > 1 or not name):
         raise UsageError("stdin (-) is one document and needs a name", "cat FILE | actqkv ingest - --name NAME")
     if name and paths != ["-"]:
         raise UsageError("--name is for stdin (-) only", "a file is known by its own name")
+    if name and len(name) > 255:
+        raise UsageError("--name has more than 255 characters")
     files = [] if paths == ["-"] else find_documents([Path(path) for path in paths])
-    failures: list[DocumentError] = []
-    documents = _documents(files, name, failures, only=len(files) <= 1)
+    sweep(settings.home)
+    several, failures = len(files) > 1, list[ActqkvError]()
+    documents = _documents(files, name, failures, several)
     results: list[dict[str, Any]] = []
     reading, chosen, loaded = reading_of(settings), None, None
     with progress(quiet) as report:
@@ -56,8 +61,12 @@ def run(
 
             try:
                 done = ingest(document, loaded, settings.home, settings.cache, reading, settings.disk_limit, report)
-            except ActqkvError as error:
-                raise PartlyFailed(error, _result(results, failures)) from error
+            except (ActqkvError, OSError) as error:
+                failure = foreseen(error)
+                if isinstance(failure, OutOfMemory | DiskFull) and not isinstance(failure, OverDiskLimit):
+                    raise PartlyFailed(failure, _result(results, failures)) from error
+                failures.append(_failed(failure, f"{document.name}: ", several))
+                continue
             for warning in done.warnings:
                 note(f"warning: {warning}")
             results.append(_row(done.manifest, document, False, done.resumed_at, done.seconds))
@@ -67,8 +76,9 @@ def run(
         # Last, and elsewhere: when the worker has imported what it needs, this process and its model are gone.
         prepare(_as_asked(results[-1]["id"], settings), environ)
     if failures:
-        many = DocumentError(f"{len(failures)} documents could not be read")
-        raise PartlyFailed(failures[0] if len(failures) == 1 else many, _result(results, failures))
+        first = failures[0]
+        many = type(first)(f"{len(failures)} of {len(files)} documents could not be read")
+        raise PartlyFailed(many if several else first, _result(results, failures))
     if as_json:
         print_json(_result(results, failures))
 
@@ -145,20 +155,27 @@ def _row(
     }
 
 
-def _documents(files: list[Path], name: str | None, failures: list[DocumentError], only: bool) -> Iterator[Document]:
+def _documents(files: list[Path], name: str | None, failures: list[ActqkvError], several: bool) -> Iterator[Document]:
     if name:
         yield read_stream(sys.stdin.buffer, name)
     for path in files:
         try:
-            yield read_document(path)
+            document = read_document(path)
         except DocumentError as error:
-            if only:
-                raise
-            note(f"error: {error.message}")
-            failures.append(error)
+            failures.append(_failed(error, "", several))
+        else:
+            yield document
 
 
-def _result(results: list[dict[str, Any]], failures: list[DocumentError]) -> dict[str, Any]:
+def _failed(error: ActqkvError, of: str, several: bool) -> ActqkvError:
+    """A failure that costs one document, told at once where others follow, and without what its traceback holds."""
+    failure = type(error)(of + error.message, error.hint)
+    if several:
+        note_error(failure)
+    return failure
+
+
+def _result(results: list[dict[str, Any]], failures: list[ActqkvError]) -> dict[str, Any]:
     return {"documents": results, "failed": [failure.message for failure in failures]}
 
 

@@ -1,11 +1,13 @@
 """actqkv plan: what reading a document would take here, and whether keeping its cache pays, before any work is done."""
 
+import contextlib
 import math
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,14 +18,14 @@ from actqkv_cli.commands.models import choose_default, is_here, locate
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, read_document
 from actqkv_cli.engine.planted import FACTS
-from actqkv_cli.errors import UsageError
+from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.model.catalogue import KnownModel, find
 from actqkv_cli.model.files import ModelFiles, read_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
 from actqkv_cli.output import note, print_json
-from actqkv_cli.store.library import list_entries
+from actqkv_cli.store.library import list_entries, scratch
 from actqkv_cli.store.manifest import decisive
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 _QUESTION = 64  # tokens of a question with its template, about
 _STEADY = 4  # windows with a full budget that are timed
 _LAYER_BYTES = 64 << 20  # of weights at least, so that they do not all stay in a cache between windows
-_PLAN_DOCUMENT = "plan"
 _CHARACTERS = 4.2  # a token, about: of English prose, by any of the catalogue's models
 _CALIBRATED = 4400  # tokens that are read to calibrate a model, about
 _TO_CONVERT, _CONVERTED = 20.0, 35e6  # seconds for the vocabulary, then parameters a second: of two cores
@@ -79,7 +80,7 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
     import torch
 
     from actqkv_cli.bench.machine import measure_compute
-    from actqkv_cli.engine.ingest import encode
+    from actqkv_cli.engine.ingest import encode, geometry_of
     from actqkv_cli.model.load import DTYPES, choose_device, choose_dtype, load_tokenizer
     from actqkv_cli.model.shape import Shape, causal_pairs
 
@@ -91,18 +92,19 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
         tokens = math.ceil(len(document.text) / _CHARACTERS)
     else:
         tokens = len(encode(document, load_tokenizer(files)).ids)
-    geometry = _geometry(shape, dtype)
+    geometry = geometry_of(shape, dtype)
     size = disk_bytes(document, tokens, geometry, reading.baselines)
     place = next(folder for folder in (settings.home, *settings.home.absolute().parents) if folder.is_dir())
     if not as_json:
         note(f"measuring this machine with a few layers like those of {name} …")
-    with torch.inference_mode():
+    with _folder(settings.home) as folder, torch.inference_mode():
         compute = measure_compute(shape, DTYPES[dtype], device)
         if reading.prefill == "full":
             seconds = compute.estimate(shape, tokens, causal_pairs(tokens))
         else:
-            seconds = tokens / reading.window * _window_seconds(config, shape, geometry, device, reading, tokens)
-    disk = _disk(place)
+            window = _window_seconds(config, shape, geometry, device, reading, tokens, folder)
+            seconds = tokens / reading.window * window
+        disk = _disk(folder, settings.home)
     estimate = estimated(shape, reading, geometry, tokens, sum(size.values()), compute, disk, seconds)
     setup = None
     if synthetic is None and (files is None or not _has_read(files, dtype, settings)):
@@ -240,24 +242,17 @@ def _config(files: ModelFiles | None, synthetic: dict[str, Any] | None) -> Any:
         return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
 
-def _geometry(shape: "Shape", dtype: str) -> "Geometry":
-    from actqkv_cli.store.manifest import Geometry
-
-    return Geometry.model_validate(
-        {"layers": shape.layers, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "dtype": dtype}
-    )
-
-
 def _window_seconds(
-    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int
-) -> float:
+    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int,
+    folder: Path,
+) -> float:  # fmt: skip
     """What a window with a full budget takes: a few are really read, by as few of the model's layers as are beyond any
     cache, of random weights, and the time is taken times the layers that there are."""
     import torch
 
     from actqkv_cli.engine.prefill import prefill
     from actqkv_cli.model.load import DTYPES
-    from actqkv_cli.store.manifest import Draft, Source
+    from actqkv_cli.store.manifest import synthetic_draft
     from actqkv_cli.store.writer import DocumentWriter
 
     dtype = DTYPES[geometry.dtype]
@@ -266,16 +261,9 @@ def _window_seconds(
     geometry = geometry.model_copy(update={"layers": layers})
     windows = math.ceil(min(reading.budget, tokens) / reading.window) + 1 + _STEADY
     ids = torch.randint(256, (windows * reading.window,))
-    source = Source(name=_PLAN_DOCUMENT, sha256="0" * 64, page_count=1, characters=0, extractor="none")
-    draft = Draft(
-        id=_PLAN_DOCUMENT, source=source, model={}, geometry=geometry, reading=reading, tokens=len(ids),
-        document_start=0,
-    )  # fmt: skip
+    draft = synthetic_draft("plan", geometry, reading, len(ids))
     moments: list[float] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="actqkv-") as scratch,
-        DocumentWriter.open(Path(scratch) / _PLAN_DOCUMENT, draft) as writer,
-    ):
+    with DocumentWriter.open(folder / draft.id, draft) as writer:
         prefill(model, ids, writer, geometry, reading, lambda position: moments.append(time.perf_counter()))
     steady = moments[-1 - _STEADY :]
     # The median leaves out the window at whose end a segment was written: writing is reckoned by the disk's rate.
@@ -300,13 +288,25 @@ def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device
     return model.eval().requires_grad_(False)
 
 
-def _disk(place: Path) -> "Disk | None":
+@contextlib.contextmanager
+def _folder(home: Path) -> Iterator[Path]:
+    """To measure in: on the library's disk, if that is ours to write on."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch(home))
+        except ActqkvError:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="actqkv-")))
+        yield folder
+
+
+def _disk(folder: Path, home: Path) -> "Disk | None":
+    """None: a disk that is not the library's, or full, is left out of the estimate."""
     from actqkv_cli.bench.machine import measure_disk
 
     try:
-        return measure_disk(place)
+        return measure_disk(folder) if folder.parent.samefile(home) else None
     except OSError:
-        return None  # not ours to write in: the disk is left out of the estimate
+        return None
 
 
 def _text(result: dict[str, Any], estimate: Estimate, setup: Setup | None) -> str:

@@ -3,7 +3,6 @@
 Source: Wu et al. 2024, retrieval heads; the measure is ours: how often the planted block is among a head's five best.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
 from actqkv_cli.retrieval.policy import Task, Unforeseen
-from actqkv_cli.store.manifest import Draft, Geometry, Reading, RetrievalHead, Source
+from actqkv_cli.store.library import scratch
+from actqkv_cli.store.manifest import Geometry, Reading, RetrievalHead, synthetic_draft
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -76,24 +76,18 @@ def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,
     geometry: Geometry,
+    cache: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Read the planted document, ask for each fact, keep the heads that find it most often."""
+    """Read the planted document into a scratch folder of `cache`, ask for each fact, keep the heads that find it most
+    often. Raises what the store raises."""
     text, places = planted_document()
     encoded = encode_document(tokenizer, [(1, 0, text)])
     tokens = len(encoded.ids)
-    draft = Draft(
-        id="calibration",
-        source=Source(name="calibration", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
-        model={},
-        geometry=geometry,
-        reading=READING,
-        tokens=tokens,
-        document_start=encoded.start,
-    )
+    draft = synthetic_draft("calibration", geometry, READING, tokens, len(text), document_start=encoded.start)
     total = tokens + len(FACTS) * 64
-    with tempfile.TemporaryDirectory(prefix="actqkv-") as scratch:
-        folder = Path(scratch) / "calibration"
+    with scratch(cache) as parent:
+        folder = parent / draft.id
         with DocumentWriter.open(folder, draft) as writer:
             prefilled = prefill(
                 model, encoded.ids, writer, geometry, READING, lambda position: progress(position, total)

@@ -19,9 +19,11 @@ from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedDocument, encode_document
+from actqkv_cli.model.shape import Shape
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.files import write_atomic
-from actqkv_cli.store.library import document_id, writing
+from actqkv_cli.store.library import document_id
+from actqkv_cli.store.locks import writing
 from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, Source, decisive
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -39,15 +41,10 @@ class Ingested:
     warnings: tuple[str, ...]
 
 
-def geometry_of(loaded: LoadedModel) -> Geometry:
-    config = loaded.model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Geometry(
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=head_dim,
-        dtype=loaded.dtype,  # type: ignore[arg-type]  # checked by the model
-    )
+def geometry_of(shape: Shape, dtype: str) -> Geometry:
+    """What a model of this shape and number type stores."""
+    sizes = {"layers": shape.layers, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    return Geometry.model_validate({**sizes, "dtype": dtype})
 
 
 def model_identity(loaded: LoadedModel) -> dict[str, str]:
@@ -70,7 +67,8 @@ def ingest(
     """
     encoded = encode(document, loaded.tokenizer)
     _check_window(loaded, reading, len(encoded.ids))
-    geometry, identity = geometry_of(loaded), model_identity(loaded)
+    shape, identity = Shape.of(loaded.model.config.to_dict()), model_identity(loaded)
+    geometry = geometry_of(shape, loaded.dtype)
     ours = document_id(
         document.name,
         document.sha256,
@@ -144,6 +142,7 @@ def calibration_of(loaded: LoadedModel, geometry: Geometry, cache: Path, progres
         loaded.model,
         loaded.tokenizer,
         geometry,
+        cache,
         lambda done, total: progress("calibrating", done, total),
     )
     path.parent.mkdir(parents=True, exist_ok=True)

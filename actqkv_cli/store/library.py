@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import re
 import shutil
+import tempfile
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, NoSuchDocument, StoreDamaged, UsageError
-from actqkv_cli.store.files import damaged, sync_folder, tree_bytes
+from actqkv_cli.store.files import damaged, sync_folder, tree_bytes, write_errors
 from actqkv_cli.store.jsonfile import canonical
 from actqkv_cli.store.locks import reading, writing
 from actqkv_cli.store.manifest import (
@@ -23,17 +24,7 @@ from actqkv_cli.store.manifest import (
 )
 
 _TRASH = ".trash-"
-
-__all__ = [
-    "Entry",
-    "document_id",
-    "find",
-    "library_bytes",
-    "list_entries",
-    "reading",
-    "remove",
-    "writing",
-]
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -130,9 +121,30 @@ def remove(home: Path, entry: Entry) -> None:
             raise ActqkvError(f"cannot remove {entry.folder}: {error.strerror or error}") from error
 
 
-def library_bytes(home: Path) -> int:
-    """Sizes of all files of the library together, unfinished documents included."""
-    return tree_bytes(home)
+@contextlib.contextmanager
+def scratch(home: Path) -> Iterator[Path]:
+    """An empty folder on the disk of a library or a cache, which is made if need be; gone at the end.
+
+    The system's own temporary folder may be memory. Raises ActqkvError where no folder can be made, DiskFull.
+    """
+    sweep(home)
+    with reading(home, _SCRATCH):
+        with write_errors(home):
+            home.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{_SCRATCH}-", dir=home))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(home: Path) -> None:
+    """Removes what killed runs left of `scratch`, unless one is in use: whose it is cannot be told."""
+    if next(home.glob(f".{_SCRATCH}-*"), None) is None:
+        return
+    with contextlib.suppress(ActqkvError, OSError), writing(home, _SCRATCH):
+        for folder in home.glob(f".{_SCRATCH}-*"):
+            _delete(folder)
 
 
 def _entry(folder: Path) -> Entry | None:

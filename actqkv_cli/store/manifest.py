@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,12 +26,6 @@ _MAX_TOKENS = 1 << 28
 _MAX_SEGMENTS = 99_999  # five digits in the file name
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def clean_name(name: str) -> str:
-    """`name` with control characters and undecodable bytes replaced by "_", at most 255 characters: fit
-    for Source."""
-    return _UNPRINTABLE.sub("_", name)[:255] or "_"
 
 
 def _printable(value: str) -> str:
@@ -79,8 +73,7 @@ class Geometry(_Model):
 
 
 class Source(_Model):
-    """The ingested file: `name` without folder (see `clean_name`), sha256 of its bytes, `characters` =
-    len(text)."""
+    """The ingested file: `name` without folder, sha256 of its bytes, `characters` = len(text)."""
 
     name: str = Field(min_length=1, max_length=255)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -225,6 +218,15 @@ class Manifest(Progress):
         if self.index.bytes > most or (self.methods is not None and self.methods.bytes > most):
             raise ValueError("the index is too large")
         return self
+
+
+def synthetic_draft(
+    name: str, geometry: Geometry, reading: Reading, tokens: int, characters: int = 0, **fields: Any
+) -> Draft:
+    """A draft of tokens that stand in no file, for calibrating and measuring."""
+    source = Source(name=name, sha256="0" * 64, page_count=1, characters=characters, extractor="none")
+    known = {"id": name, "source": source, "geometry": geometry, "reading": reading, "tokens": tokens}
+    return Draft.model_validate({"model": {}, "document_start": 0, **known, **fields})
 
 
 def segment_name(number: int) -> str:

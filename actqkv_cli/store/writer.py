@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from actqkv_cli.errors import ActqkvError, DiskFull, IdentityMismatch, StoreDamaged
+from actqkv_cli.errors import ActqkvError, IdentityMismatch, OverDiskLimit, StoreDamaged
 from actqkv_cli.store.files import (
     DISK_FULL_HINT,
     TEMPORARY,
@@ -218,12 +218,12 @@ class DocumentWriter:
         return {name: getattr(self.draft, name) for name in Draft.model_fields}
 
     def _reserve(self, size: int) -> None:
-        """Raises DiskFull if `size` more bytes would put the library over its limit."""
+        """Raises OverDiskLimit if `size` more bytes would put the library over its limit."""
         if self._disk_limit is None:
             return
         used = tree_bytes(self.folder.parent)
         if used + size > self._disk_limit:
-            raise DiskFull(
+            raise OverDiskLimit(
                 f"the library takes {used:,} bytes; {size:,} more are over the limit of {self._disk_limit:,}",
                 DISK_FULL_HINT,
             )

@@ -35,13 +35,17 @@ def test_a_file_of_questions_is_answered_in_order_as_each_alone(served: Sandbox,
         assert line["sources"] == alone["sources"]
 
 
-def test_json_lines_keep_their_other_fields(served: Sandbox, tmp_path: Path) -> None:
+def test_json_lines_come_back_whole_beside_their_answers(served: Sandbox, tmp_path: Path) -> None:
+    """Also the fields that are called as ours are."""
     path = tmp_path / "questions.jsonl"
-    rows = [{"id": number, "question": question} for number, question in enumerate(QUESTIONS * 3)]
+    own = {"answer": "Marisol", "model": "none", "document": 7, "input": [1], "sources": None, "explain": {}}
+    rows = [{"id": number, "question": f" {question}\n", **own} for number, question in enumerate(QUESTIONS * 3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = served.run("ask", "--file", path, "--doc", "handbook", "--device", "cpu", "--max-tokens", "3", "--explain")
     lines = [json.loads(line) for line in done.out.splitlines()]
-    assert [{"id": line["id"], "question": line["question"]} for line in lines] == rows
+    assert [line["input"] for line in lines] == rows
+    assert [line["question"] for line in lines] == QUESTIONS * 3
+    assert {line["document"] for line in lines} == {served.folder("handbook").name}
     assert all(len(line["explain"]["blocks_per_layer"]) == 2 for line in lines)
     assert len({line["answer"] for line in lines if line["question"] == QUESTIONS[0]}) == 1
 

@@ -84,6 +84,19 @@ def test_the_needle_is_hidden_in_the_users_own_document(library: Sandbox, bench:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_reading_is_timed_on_the_librarys_disk(tiny: Path, library: Sandbox, tmp_path: Path) -> None:
+    """Where nothing is left of it; not in the temporary folder, which may be memory."""
+    box, log = Sandbox(tmp_path, library.cache), SAMPLES / "keepers-log.txt"
+    done = box.run("bench", "ingest", log, "--model", tiny, *SMALL, "--rounds", "1", "--json")
+    assert done.code == 0, done.err
+    assert min(done.json["tokens_per_second"] + done.json["stock_tokens_per_second"]) > 0
+    assert [path.name for path in box.home.iterdir()] == [".locks"]
+    (file := tmp_path / "a file").touch()
+    done = box.with_env(ACTQKV_HOME=str(file)).run("bench", "ingest", log, "--model", tiny, *SMALL)
+    assert done.code == 1
+    assert "a file" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -144,6 +144,52 @@ def test_exit_130_and_exit_1_an_ingest_that_is_interrupted_while_others_are_at_i
     assert len(sound.json["documents"]) == 4
 
 
+def test_what_one_document_fails_for_costs_no_other(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
+    """One is being ingested by another process, one is too large for the library, and one has no text."""
+    box = Sandbox(tmp_path, library.cache)
+    files = {name: tmp_path / name for name in ("busy.md", "large.md", "none.txt", "small.md")}
+    files["busy.md"].write_text(LONG[:3000])
+    files["large.md"].write_text(LONG)
+    files["none.txt"].write_text(" ")
+    files["small.md"].write_text(LONG[3000:6000])
+    command = ["ingest", *files.values(), "--model", tiny, *SMALL, "--json"]
+    assert box.run("ingest", files["busy.md"], "--model", tiny, *SMALL).code == 0
+    name = box.folder("busy").name
+    assert box.run("rm", name, "-y").code == 0
+    with writing(box.home, name):
+        done = box.run(*command, "--disk-limit", "1000000")
+    assert [entry["name"] for entry in done.json["documents"]] == ["small.md"]
+    told = [message.split(": ", 1)[0] for message in done.json["failed"]]
+    assert [Path(label).name for label in told] == ["busy.md", "large.md", "none.txt"]
+    assert done.err.count("error: ") == 4  # a line for each, and at last how many there were
+    assert "error: large.md: the library takes" in done.err
+    assert done.code == done.json["error"]["exit_code"] == 1  # of the first
+    assert done.json["error"]["message"] == "3 of 4 documents could not be read"
+    assert box.run(*command).json["documents"][-1]["unchanged"]
+
+
+def test_a_full_disk_is_full_for_all(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
+    box = Sandbox(tmp_path, library.cache)
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text(LONG[:3000] + name)
+    full = (
+        "import errno, os\n"
+        "from actqkv_cli import main\n"
+        "from actqkv_cli.store import files, writer\n"
+        "def refuse(path, chunks):\n"
+        "    with files.write_errors(path):\n"
+        "        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "writer.write_atomic = refuse\n"
+        "main.main()"
+    )
+    words = [sys.executable, "-c", full, "ingest", "a.md", "b.md", "--model", tiny, *SMALL, "--json"]
+    done = subprocess.run(words, env=box.env, cwd=tmp_path, capture_output=True, text=True)
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["documents"], result["failed"]) == (8, [], [])
+    assert "no space left" in result["error"]["message"]
+    assert done.stderr.count("error: ") == 1
+
+
 def test_two_ingests_of_one_file_at_once(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
     box = Sandbox(tmp_path, library.cache)
     path = tmp_path / "a.txt"

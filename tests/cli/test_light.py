@@ -170,6 +170,8 @@ def test_exit_3_a_folder_without_documents_and_bad_stdin(box: Sandbox) -> None:
     done = box.run("ingest", box.root / "nothing")
     assert (done.code, done.out) == (3, "")
     assert "no documents" in done.err
+    done = box.run("ingest", "-", "--name", "n" * 256, stdin="x")
+    assert (done.code, done.out) == (2, "")
     done = box.run("ingest", "-", "--name", "noise", stdin=bytes(range(256)) * 9)
     assert (done.code, done.out) == (3, "")
     assert "noise" in done.err

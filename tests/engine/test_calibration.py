@@ -1,5 +1,6 @@
 """Retrieval heads are found from facts that are really where the measure looks for them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +29,14 @@ def tokenizer() -> Any:
     )
 
 
-def found(tokenizer: Any) -> Calibration:
-    return calibrate(tiny.model(), tokenizer, GEOMETRY)
+def found(tokenizer: Any, cache: Path) -> Calibration:
+    return calibrate(tiny.model(), tokenizer, GEOMETRY, cache)
 
 
-def test_finds_the_same_heads_every_time(tokenizer: Any) -> None:
-    first = found(tokenizer)
-    assert found(tokenizer) == first
+def test_finds_the_same_heads_every_time(tokenizer: Any, tmp_path: Path) -> None:
+    first = found(tokenizer, tmp_path)
+    assert found(tokenizer, tmp_path) == first
+    assert [path.name for path in tmp_path.iterdir()] == [".locks"]
     assert len({(head.layer, head.head) for head in first.heads}) == 6
     for head in first.heads:
         assert 0 <= head.layer < 4
@@ -45,7 +47,9 @@ def test_finds_the_same_heads_every_time(tokenizer: Any) -> None:
     assert Calibration.model_validate_json(first.model_dump_json()) == first
 
 
-def test_a_head_that_finds_every_fact_comes_first(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_finds_every_fact_comes_first(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Two heads are made to see: one finds all facts, one every other; where, the text itself tells."""
     text, _ = planted_document()
     encoded = encode_document(tokenizer, [(1, 0, text)])
@@ -64,13 +68,15 @@ def test_a_head_that_finds_every_fact_comes_first(tokenizer: Any, monkeypatch: p
         return mass / mass.sum(dim=1, keepdim=True)
 
     monkeypatch.setattr(calibration, "question_mass", seeing)
-    best, second = found(tokenizer).heads[:2]
+    best, second = found(tokenizer, tmp_path).heads[:2]
     assert (best.layer, best.head, best.score) == (2, 1, 1.0)
     assert (second.layer, second.head, second.score) == (0, 3, 0.5)
     assert len(calls) == 4 * len(FACTS)
 
 
-def test_heads_are_scored_on_the_questions_own_tokens(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_are_scored_on_the_questions_own_tokens(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     lengths = []
 
     def noting(queries: Tensor, keys: Tensor, task: Any) -> Tensor:
@@ -78,7 +84,7 @@ def test_heads_are_scored_on_the_questions_own_tokens(tokenizer: Any, monkeypatc
         return torch.rand(4, 500, generator=torch.Generator().manual_seed(0))
 
     monkeypatch.setattr(calibration, "question_mass", noting)
-    found(tokenizer)
+    found(tokenizer, tmp_path)
     own = [encode_question(tokenizer, question).own for question in QUESTIONS]
     assert lengths[::4] == [part.stop - part.start for part in own]
 

@@ -16,7 +16,7 @@ import xxhash
 from actqkv_cli.errors import IdentityMismatch, NoSuchDocument, StoreDamaged
 from actqkv_cli.store import jsonfile
 from actqkv_cli.store.layout import build_header, parse_header
-from actqkv_cli.store.manifest import Manifest, Source, check_identity, clean_name, encode, load_manifest
+from actqkv_cli.store.manifest import Manifest, check_identity, encode, load_manifest
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import write_tensors
 from actqkv_cli.store.verify import verify_document
@@ -412,12 +412,6 @@ def test_identity() -> None:
     for theirs, message in cases:
         with pytest.raises(IdentityMismatch, match=message):
             check_identity(ours, theirs)
-
-
-@pytest.mark.parametrize("name", ["a\nb.pdf", "\udcff.txt", "x" * 300, "\x1b[31m", "", "日本語.pdf", "\u2028"])
-def test_cleaned_names_are_accepted(name: str) -> None:
-    fields = {"sha256": "0" * 64, "page_count": 1, "characters": 1, "extractor": "x"}
-    assert Source(name=clean_name(name), **fields).name  # type: ignore[arg-type]
 
 
 def test_what_the_writer_writes_can_always_be_loaded(folder: Path) -> None:

@@ -14,15 +14,8 @@ import pytest
 import store_sample
 
 from actqkv_cli.errors import ActqkvError, NoSuchDocument, StoreDamaged, UsageError
-from actqkv_cli.store.library import (
-    document_id,
-    find,
-    library_bytes,
-    list_entries,
-    reading,
-    remove,
-    writing,
-)
+from actqkv_cli.store.library import document_id, find, list_entries, remove, scratch, sweep
+from actqkv_cli.store.locks import reading, writing
 from actqkv_cli.store.writer import DocumentWriter
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +60,6 @@ def test_the_list(home: Path) -> None:
     assert entries[1].manifest is not None
     assert entries[1].size == sum(path.stat().st_size for path in entries[1].folder.iterdir())
     assert entries[1].modified == 1e9 - 1
-    assert library_bytes(home) == sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
     assert list_entries(home / "nowhere") == []
 
 
@@ -225,9 +217,13 @@ def test_removal_keeps_to_the_library(home: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from actqkv_cli.store import library
+from actqkv_cli.store import library, locks
 assert "torch" not in sys.modules, "listing documents must not wait for torch"
-with getattr(library, sys.argv[1])(Path(sys.argv[2]), "a-book"):
+if sys.argv[1] == "scratch":
+    held = library.scratch(Path(sys.argv[2]))
+else:
+    held = getattr(locks, sys.argv[1])(Path(sys.argv[2]), "a-book")
+with held:
     print("held", flush=True)
     time.sleep(60)
 """
@@ -281,6 +277,39 @@ def test_locks_between_processes(tmp_path: Path, holder) -> None:  # type: ignor
     reader.send_signal(signal.SIGKILL)
     reader.wait()
     with writing(tmp_path, "a-book"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills the holder")
+def test_scratch_folders_go(tmp_path: Path, holder) -> None:  # type: ignore[no-untyped-def]
+    """At their end, after an error, and those of killed runs as soon as none is in use."""
+    home = tmp_path / "not yet there"
+
+    def fail(error: type[BaseException]) -> None:
+        with scratch(home) as folder:
+            assert folder.parent == home
+            assert list_entries(home) == []
+            (folder / "kv-00000.safetensors").write_text("x")
+            raise error
+
+    for error in (KeyError, KeyboardInterrupt):
+        with pytest.raises(error):
+            fail(error)
+        assert [path.name for path in home.iterdir()] == [".locks"]
+    home = tmp_path
+    first, second = holder("scratch"), holder("scratch")
+    killed, used = sorted(home.glob(".scratch-*"), key=lambda path: path.stat().st_ctime_ns)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    sweep(home)  # one is in use still
+    assert (killed.exists(), used.exists()) == (True, True)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    with scratch(home) as folder:
+        assert list(home.glob(".scratch-*")) == [folder]
+    sweep(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(ActqkvError), scratch(tmp_path / "file"):
         pass
 
 

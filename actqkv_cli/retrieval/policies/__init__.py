@@ -4,17 +4,13 @@ A module may also say OPTIONS, words that follow its name (`acre:layer`); BLOCKS
 NEEDS, the tensors that it keeps in memory.
 """
 
-import pkgutil
 from importlib import import_module
 from types import ModuleType
 
 from actqkv_cli.errors import UsageError
+from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policy import RetrievalPolicy, Task
 from actqkv_cli.store.manifest import Reading
-
-
-def policy_names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def usual_budget(name: str, reading: Reading, block_size: int, said: int = 0) -> int:
