@@ -70,14 +70,16 @@ class BlockPool:
         """Keep at least so many blocks of each layer beside what is held now."""
         self.reserve(int((self._held > 0).sum(axis=1).max()) + count)
 
-    @torch.inference_mode(False)
     def pages(self, layer: int) -> Tensor:
         """All pages of a layer, `(P, 2, Hkv, b, d)`: keys, un-rotated, then values. A `reserve` replaces them."""
         pages = self._pages[layer]
-        if pages is None:
-            none = self._read(layer, torch.empty(0, dtype=torch.int64))
-            shape = (self._capacity, *none.shape[1:])
-            pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
+        return self._made(layer) if pages is None else pages
+
+    @torch.inference_mode(False)
+    def _made(self, layer: int) -> Tensor:
+        none = self._read(layer, torch.empty(0, dtype=torch.int64))
+        shape = (self._capacity, *none.shape[1:])
+        pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
         return pages
 
     def has(self, layer: int, ids: Tensor) -> bool:
