@@ -1,4 +1,4 @@
-"""Which tokens a window sees: sink, candidate blocks, local window (DESIGN section 2)."""
+"""Which tokens a window sees: sink, candidate blocks, local window."""
 
 from dataclasses import dataclass
 

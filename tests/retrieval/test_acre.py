@@ -1,4 +1,4 @@
-"""ACRE's invariants (DESIGN section 4): what L1 shows, how much is refilled, and that all refilled is full."""
+"""ACRE's invariants: what L1 shows, how much is refilled, and that all refilled is full."""
 
 import math
 import random

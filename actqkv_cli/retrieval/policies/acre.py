@@ -2,7 +2,7 @@
 
 L1 holds one token of every group of blocks. A first pass attends to sink, L1 and local window; the attention over L1
 says which groups matter and, by its entropy, how many: those are refilled beside the rest of L1 for a second pass
-over the question, and stay for the answer. Formulas and invariants: DESIGN section 4.
+over the question, and stay for the answer.
 
 Options: the last layer's attention selects for all, unless `layer` (each its own) or `mean` (of all layers) is said;
 `attended` takes each group's most attended token into L1, not its last; `head-entropy` is the mean of single heads'.

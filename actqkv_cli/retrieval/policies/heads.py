@@ -1,4 +1,4 @@
-"""Retrieval heads (DESIGN section 4): a few heads of the model rank all blocks, and every layer attends to the best.
+"""Retrieval heads (Wu et al., arXiv 2404.15574): a few heads rank all blocks, and every layer attends to the best.
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
 one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
