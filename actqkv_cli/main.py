@@ -541,14 +541,14 @@ def _settings(**flags: Any) -> Any:
     return load_settings(**flags)
 
 
-def _place(context: typer.Context, settings: Any) -> "Call":
+def _place(context: typer.Context, settings: Any) -> "Invocation":
     """Leaves for the worker if one is to carry out the command, else returns how it was called."""
-    call: Call = context.obj
+    call: Invocation = context.obj
     call.place(call.argv, settings.keep_alive)
     return call
 
 
-def _chat(call: "Call", docs: Sequence[str], every: bool, settings: Any) -> Prompts:
+def _chat(call: "Invocation", docs: Sequence[str], every: bool, settings: Any) -> Prompts:
     from actqkv_cli.commands import chat as command
 
     with call.runtime() as runtime:
@@ -556,7 +556,7 @@ def _chat(call: "Call", docs: Sequence[str], every: bool, settings: Any) -> Prom
 
 
 @dataclass(frozen=True)
-class Call:
+class Invocation:
     """A command as it was called.
 
     began: perf_counter() then. place: is told argv and the seconds to keep alive as soon as these are known, and exits
@@ -572,7 +572,7 @@ class Call:
     passes: tuple[type[Exception], ...] = ()
 
 
-def start(call: Call) -> int | Prompts:
+def start(call: Invocation) -> int | Prompts:
     """Carry out a command: its exit code, or a conversation that has not begun yet.
 
     Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
@@ -595,7 +595,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         sys.stderr.write(f"warning: {message}\n")
 
 
-def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:
+def go_on(call: Invocation, conversation: Prompts, line: str | None) -> int | str:
     """The next prompt of a conversation, or its exit code, after what its user said: None at first, and at the end.
 
     Failures as in `start`.
@@ -610,7 +610,7 @@ def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:
     return _reported(call, run)
 
 
-def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
+def _reported(call: Invocation, run: Callable[[], Result]) -> Result | int:
     """What `run` returns, or the exit code of its failure, which the user is told of."""
     try:
         return run()
@@ -634,7 +634,7 @@ def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
         return fail(foreseen(error), call.argv)
 
 
-def _converse(call: Call, conversation: Prompts, interrupts: terminal.Interrupts) -> int:
+def _converse(call: Invocation, conversation: Prompts, interrupts: terminal.Interrupts) -> int:
     reply = go_on(call, conversation, None)
     while isinstance(reply, str):
         line = terminal.read_line(reply)
@@ -662,7 +662,7 @@ def _own_runtime() -> "Runtime":
 def main() -> None:
     """Run the command line, in this process or through a worker, and exit with its code."""
     interrupts = terminal.Interrupts()
-    call = Call(sys.argv[1:], _BEGAN, _hand_over, _own_runtime, interrupts.check)
+    call = Invocation(sys.argv[1:], _BEGAN, _hand_over, _own_runtime, interrupts.check)
     try:
         result = start(call)
         code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result, interrupts))

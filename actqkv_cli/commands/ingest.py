@@ -15,7 +15,7 @@ from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.output import PartlyFailed, note, note_error, print_json, progress
 from actqkv_cli.store.library import list_entries, sweep
-from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
+from actqkv_cli.store.manifest import Manifest, Reading, Unfinished, decisive
 from actqkv_cli.worker.prepare import prepare
 
 
@@ -106,7 +106,7 @@ def reading_of(settings: Settings) -> Reading:
 
 def _known(
     document: Document, chosen: ModelFiles | None, reading: Reading, settings: Settings
-) -> Manifest | Progress | None:
+) -> Manifest | Unfinished | None:
     """The document as it is in the library already, read by this model in this way; found without loading the model.
 
     chosen: None where the user leaves the choice to us. Then any model of the catalogue will do, for the one that
@@ -128,7 +128,7 @@ def _known(
     return unfinished
 
 
-def _read_by(record: Progress, chosen: ModelFiles | None, settings: Settings) -> bool:
+def _read_by(record: Unfinished, chosen: ModelFiles | None, settings: Settings) -> bool:
     if settings.model == "default":
         model = find(record.model["name"])
         if model is None:

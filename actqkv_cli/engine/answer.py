@@ -41,7 +41,7 @@ class Answer:
     least: float = 1.0
 
 
-Step = Callable[[list[Run], list[int]], object]
+Advance = Callable[[list[Run], list[int]], object]
 """Feeds runs their next tokens, after which each has new logits."""
 
 
@@ -69,7 +69,7 @@ def decode(
 
 def decode_all(
     runs: Sequence[Run],
-    step: Step,
+    step: Advance,
     model: Any,
     tokenizer: Any,
     sampling: Sampling,

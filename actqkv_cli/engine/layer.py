@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from actqkv_cli.engine.blocks import BlockPool, Hold
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.errors import UsageError
-from actqkv_cli.model.attention import Call, Rotary
+from actqkv_cli.model.attention import AttentionCall, Rotary
 from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy, Selection
 from actqkv_kernels import PageList, Workspace, paged_attention, write_pages
 from actqkv_kernels.backend import VARIABLE, Backend, BackendUnavailable, runs_triton
@@ -147,7 +147,7 @@ class Layer:
         near = self._mass[:, sum(len(part.pages) for part in self._far) :].flatten(1)
         return near[:, : self.document_near + self.fed_count]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: `(H, W, d)`; key, value: `(Hkv, W, d)`, all un-rotated. Returns `(H, W, d)`."""
         start, window = self.fed_count, key.shape[1]
         offset: int | Tensor

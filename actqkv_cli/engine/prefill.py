@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from actqkv_cli.engine.blocks import BlockPool, GrowingBlocks
 from actqkv_cli.engine.layer import Layer, Select
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache, feed
+from actqkv_cli.model.attention import AttentionCall, actqkv_attention, attention_cache, feed
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
@@ -53,7 +53,7 @@ class _ReadingLayer:
         self.position = position
         self._attention.begin(position, window)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         self._blocks.append(self._layer, self.position, key, value)
         out = self._attention.attend(query, key, value, call)
         if self._anchor:

@@ -27,7 +27,7 @@ NAME = "actqkv"
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """What a model's layer says about one call of its attention."""
 
     scaling: float
@@ -38,7 +38,7 @@ class Call:
 class AttentionLayer(Protocol):
     """One layer of ours: takes the window's un-rotated projections, returns the attended values `(H, W, d)`."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: `(H, W, d)`; key, value: `(Hkv, W, d)`."""
         ...
 
@@ -109,7 +109,7 @@ def _attention(
         raise TypeError("the actqkv attention runs only with a cache made by attention_cache()")
     if query.shape[0] != len(key.layers) or attention_mask is not None:
         raise ValueError("the actqkv attention takes one sequence for each row of its cache, and no mask")
-    call = Call(
+    call = AttentionCall(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         rotates=bool(getattr(module, "use_rope", True)),
         sliding_window=sliding_window,

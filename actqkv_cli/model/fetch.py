@@ -22,8 +22,9 @@ from typing import IO, Any
 from actqkv_cli.errors import DiskFull, ModelUnavailable, first_line, out_of_space
 from actqkv_cli.model.atomic import made_once
 from actqkv_cli.model.catalogue import KnownModel, Part
-from actqkv_cli.model.files import WEIGHTS_INDEX, Progress, unreadable
+from actqkv_cli.model.files import WEIGHTS_INDEX, unreadable
 from actqkv_cli.model.gguf import convert_gguf, converted_folder
+from actqkv_cli.progress import Progress
 
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"]
 HUB_FILES += ["chat_template.jinja", "model*.safetensors", WEIGHTS_INDEX]

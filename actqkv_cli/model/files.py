@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import UsageError
-
-Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+from actqkv_cli.progress import Progress
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

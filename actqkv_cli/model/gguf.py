@@ -6,9 +6,10 @@ from typing import Any
 
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError, first_line, out_of_memory, out_of_space
 from actqkv_cli.model.atomic import made_once
-from actqkv_cli.model.files import Progress, write_json
+from actqkv_cli.model.files import write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
+from actqkv_cli.progress import Progress
 
 _SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)

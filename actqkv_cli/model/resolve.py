@@ -7,8 +7,9 @@ from pathlib import Path
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model import catalogue
 from actqkv_cli.model.fetch import hub_model, known_model
-from actqkv_cli.model.files import Digests, ModelFiles, Progress, identity_of, unreadable
+from actqkv_cli.model.files import Digests, ModelFiles, identity_of, unreadable
 from actqkv_cli.model.gguf import converted
+from actqkv_cli.progress import Progress
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
 from actqkv_cli.model.atomic import made_once
-from actqkv_cli.model.files import WEIGHTS_INDEX, Progress, write_json
+from actqkv_cli.model.files import WEIGHTS_INDEX, write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
+from actqkv_cli.progress import Progress
 
 TOKENIZER = "smollm2-135m"  # the model whose tokenizer they have: that of the smallest vocabulary
 _VERSION = 1  # of the weights: a change makes the models anew

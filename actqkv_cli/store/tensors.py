@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.store.files import Buffer, check_content, damaged, open_sized, read_exact, write_atomic
-from actqkv_cli.store.layout import ITEMSIZE, build_header, header_length, parse_header
+from actqkv_cli.store.header import ITEMSIZE, build_header, header_length, parse_header
 from actqkv_cli.store.manifest import INDEX, METHODS, TOKENS, Draft, FileEntry
 from actqkv_cli.store.segment import DTYPES, NAMES, host_bytes, raw
 

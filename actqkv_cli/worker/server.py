@@ -26,7 +26,7 @@ from actqkv_cli.worker import endpoint
 from actqkv_cli.worker.protocol import Connection, difference, fingerprint
 
 if TYPE_CHECKING:
-    from actqkv_cli.main import Call, Prompts
+    from actqkv_cli.main import Invocation, Prompts
     from actqkv_cli.runtime import Runtime
 
 _FIRST_CLIENT = 60.0  # seconds for the client that started us to come
@@ -70,7 +70,7 @@ class Client:
         self.gone = False
         self.request: dict[str, Any] = {}
         self.arrived = 0.0
-        self.call: Call | None = None
+        self.call: Invocation | None = None
         self.conversation: Prompts | None = None
         self._stopped = False
 
@@ -281,7 +281,7 @@ class Worker:
         self._step_into(client.request)
         if client.conversation is not None and client.call is not None:
             return main.go_on(client.call, client.conversation, line)
-        client.call = main.Call(
+        client.call = main.Invocation(
             client.request["argv"],
             client.arrived,
             self._place,

@@ -30,11 +30,11 @@ def fake(
     return globals()[words[0]](call, *words[1:])
 
 
-def pid(call: main.Call) -> None:
+def pid(call: main.Invocation) -> None:
     print(os.getpid())
 
 
-def see(call: main.Call, *_: str) -> None:
+def see(call: main.Invocation, *_: str) -> None:
     """All that a command can see of its caller."""
     seen = {
         "cwd": str(Path.cwd()),
@@ -47,7 +47,7 @@ def see(call: main.Call, *_: str) -> None:
     print("ein Wörtchen auf stderr", file=sys.stderr)
 
 
-def count(call: main.Call, number: str, seconds: str = "0.05") -> None:
+def count(call: main.Invocation, number: str, seconds: str = "0.05") -> None:
     for i in range(int(number)):
         sys.stdout.write(f"{i} ")
         sys.stdout.flush()
@@ -56,26 +56,26 @@ def count(call: main.Call, number: str, seconds: str = "0.05") -> None:
     print()
 
 
-def fail(call: main.Call, message: str) -> None:
+def fail(call: main.Invocation, message: str) -> None:
     raise ZeroDivisionError(message)
 
 
-def die(call: main.Call) -> None:
+def die(call: main.Invocation) -> None:
     print("half an", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang(call: main.Call) -> None:
+def hang(call: main.Invocation) -> None:
     print("hanging", flush=True)
     time.sleep(60)
 
 
-def flood(call: main.Call, megabytes: str) -> None:
+def flood(call: main.Invocation, megabytes: str) -> None:
     for _ in range(int(megabytes)):
         print("x" * (1 << 20))
 
 
-def keep(call: main.Call, name: str) -> None:
+def keep(call: main.Invocation, name: str) -> None:
     global _keeps
     if _keeps not in ("", name):
         raise OtherWorkerNeeded(f"{_keeps} is kept here")
@@ -83,7 +83,7 @@ def keep(call: main.Call, name: str) -> None:
     print(name, os.getpid())
 
 
-def talk(call: main.Call, closed: str = "") -> Generator[str, str | None, None]:
+def talk(call: main.Invocation, closed: str = "") -> Generator[str, str | None, None]:
     """Repeats what it is told, counts when it is told to, and tells a file when it is closed."""
     try:
         while (line := (yield "say> ")) is not None:

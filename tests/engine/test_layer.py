@@ -27,7 +27,7 @@ from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import Session, session_over
 from actqkv_cli.errors import StoreDamaged
-from actqkv_cli.model.attention import Call, Rotary
+from actqkv_cli.model.attention import AttentionCall, Rotary
 from actqkv_cli.retrieval.policy import PerToken, Selection
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_kernels import Workspace
@@ -383,7 +383,7 @@ class Layers:
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self.tokens.unflatten(2, (-1, tiny.BLOCK))[:, :, ids.to(self.device)].permute(2, 0, 1, 3, 4)
 
-    def attend(self, window: int, blocks: list[int], loose: list[int], call: Call, given: bool = True) -> None:
+    def attend(self, window: int, blocks: list[int], loose: list[int], call: AttentionCall, given: bool = True) -> None:
         """With blocks and single tokens beside sink and local window; and compare all that can be told of it. given:
         whether tokens come with their states, or are read from their blocks."""
         tokens = torch.tensor(loose).long()
@@ -413,7 +413,7 @@ def test_a_layer_alone(family: str, sliding: int | None, positions: Positions) -
     for rotates in (True, False):
         for gaps in (None, GAPS):
             layers = Layers(family, positions, gaps)
-            call = Call(0.25, rotates, sliding)
+            call = AttentionCall(0.25, rotates, sliding)
             layers.attend(9, [2, 3, 7], [8, 41, 127], call)
             layers.attend(1, [2, 3, 7], [8, 41], call)
             layers.attend(1, [2, 3, 7], [8, 40], call)
@@ -673,9 +673,9 @@ def read_by_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_kernels_of_a_layer_alone(family: str, positions: Positions, kernels: None) -> None:
     layers = Layers(family, positions, GAPS, DEVICE)
-    layers.attend(5, [2, 3], [41, 127], Call(0.25, True, None))
-    layers.attend(1, [3, 7], [], Call(0.25, True, 34))
-    layers.attend(1, [3], [], Call(0.25, False, None))
+    layers.attend(5, [2, 3], [41, 127], AttentionCall(0.25, True, None))
+    layers.attend(1, [3, 7], [], AttentionCall(0.25, True, 34))
+    layers.attend(1, [3], [], AttentionCall(0.25, False, None))
 
 
 def test_kernels_answer_the_same(read_by_torch: Path, kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:

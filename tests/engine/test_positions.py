@@ -10,7 +10,7 @@ from torch import Tensor
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.layer import Layer, Positions
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import Call, Rotary
+from actqkv_cli.model.attention import AttentionCall, Rotary
 from actqkv_cli.retrieval.policy import Selection
 from actqkv_kernels import Workspace
 from actqkv_kernels.paged_attention import rotated as turn
@@ -97,7 +97,7 @@ def test_every_pair_stands_at_its_distance(
         query = torch.randn(HEADS, window, DIM, generator=draw)
         key, value = torch.randn(2, KV_HEADS, window, DIM, generator=draw)
         fed = torch.cat([fed, torch.stack([key, value])], dim=2)
-        ours = layer.attend(query, key, value, Call(DIM**-0.5, rotates, sliding))
+        ours = layer.attend(query, key, value, AttentionCall(DIM**-0.5, rotates, sliding))
 
         blocks = [torch.arange(i * tiny.BLOCK, (i + 1) * tiny.BLOCK) for i in [0, *chosen]]
         far = torch.cat([*blocks, torch.tensor(beside).long()]).sort().values

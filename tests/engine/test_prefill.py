@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.store.manifest import RetrievalHead, load_progress
+from actqkv_cli.store.manifest import RetrievalHead, load_unfinished
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -85,7 +85,7 @@ def test_memory_holds_two_segments_a_local_window_and_a_window(
     def progress(position: int) -> None:
         positions.append(position)
         folder = tmp_path / "document"
-        on_disk = sum(part.blocks for part in load_progress(folder).segments) * tiny.BLOCK
+        on_disk = sum(part.blocks for part in load_unfinished(folder).segments) * tiny.BLOCK
         assert position - on_disk < 2 * segment + local + window  # one of them is being written
 
     tiny.ingest(tiny.model(), tiny.tokens(TOKENS), tmp_path / "document", how, (), segment, progress)
@@ -124,7 +124,7 @@ def test_an_interruption_leaves_no_trace(representative: str, prefill: str, posi
     for stop_at in (*range(0, len(ids), how.window), len(ids)):
         with pytest.raises(Interrupted):
             read(f"stopped-at-{stop_at}", stop_at)
-        resumed_at.add(load_progress(tmp_path / f"stopped-at-{stop_at}" / "document").tokens_done)
+        resumed_at.add(load_unfinished(tmp_path / f"stopped-at-{stop_at}" / "document").tokens_done)
         folder = read(f"stopped-at-{stop_at}", -1)
         assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in undisturbed.iterdir())
         for path in undisturbed.iterdir():
@@ -140,7 +140,7 @@ def test_interrupted_over_and_over(tmp_path: Path) -> None:
     done = -1
 
     def progress(position: int) -> None:
-        segments = len(load_progress(folder).segments)
+        segments = len(load_unfinished(folder).segments)
         if segments > done >= 0:
             raise Interrupted
 

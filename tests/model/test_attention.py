@@ -70,13 +70,13 @@ def test_the_comparison_notices_a_lost_sliding_window(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = attention.Call
-    monkeypatch.setattr(attention, "Call", lambda **call: real(**{**call, "sliding_window": None}))
+    monkeypatch.setattr(attention, "AttentionCall", lambda **call: real(**{**call, "sliding_window": None}))
     assert difference(family, tmp_path / "document", "full") > 1e-2
 
 
 def test_the_comparison_notices_rotation_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = attention.Call
-    monkeypatch.setattr(attention, "Call", lambda **call: real(**{**call, "rotates": True}))
+    monkeypatch.setattr(attention, "AttentionCall", lambda **call: real(**{**call, "rotates": True}))
     assert difference("smollm3", tmp_path / "document", "full") > 1e-2
 
 

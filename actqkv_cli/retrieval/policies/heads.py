@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
-from actqkv_cli.retrieval.policy import Selection, Step, Task, best, kv_head
+from actqkv_cli.retrieval.policy import Pass, Selection, Task, best, kv_head
 from actqkv_cli.retrieval.whole import whole_sentences
 from actqkv_kernels import activation_probe, budget_shares, density
 
@@ -35,13 +35,13 @@ class Policy:
         # As many as are best for all: then there is nothing to share out, and no need to know how.
         self._uniform = "uniform" in options or task.blocks <= BLOCKS
         self._densities = torch.tensor(task.resident.density)
-        self._step: Step = "scout"
+        self._step: Pass = "scout"
         blocks = -(-task.tokens // task.block_size)
         self._score = torch.zeros(blocks, device=task.resident.representatives.device)
         self._count: list[int] = []  # of blocks, by layer
         self._chosen: list[Selection] = []
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         if step == "question":
             self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
             self._count = self._shares()
