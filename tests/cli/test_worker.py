@@ -619,7 +619,7 @@ class Terminal:
                 return self.wait_for(text, 2)
         return self.wait_for(text)
 
-    def wait_for(self, text: str, seconds: float = 20) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Until `text` is shown, escape sequences left out; what came before it is forgotten."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:
