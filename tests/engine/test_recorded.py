@@ -153,3 +153,14 @@ def test_a_pool_that_grows_is_read_where_it_then_is(
             found.append(run.step(token))
     torch.testing.assert_close(torch.stack(found), expected, atol=1e-4, rtol=1e-4)
     assert played == [True] * len(ANSWER)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_steps_held_is_let_go(policy: str, document: Path) -> None:
+    with opened(document) as asked:
+        pool = asked.context.pool
+        run = start(asked, policy)
+        for token in ANSWER:
+            run.step(token)
+        run.close()
+        assert pool._held.sum() == 0

@@ -136,6 +136,17 @@ def test_equals_the_formula(window: int, positions: str, sliding_window: int | N
     torch.testing.assert_close(found.mass.double(), mass, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_far_keys_may_stand_behind_a_query(backend: str) -> None:
+    given = Case(window=7, positions="compact", dim=16).inputs()
+    given["query_positions"][0] -= 40  # within those of the far keys
+    found = run(given, backend, want_mass=True)
+    out, mass = by_hand(given)
+    assert found.mass is not None
+    torch.testing.assert_close(found.out.double(), out, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.mass.double(), mass, atol=1e-5, rtol=1e-4)
+
+
 CASES = {
     "decode": Case(),
     "decode of a group of eight": Case(heads=8, kv_heads=1, dim=128, size=32),
