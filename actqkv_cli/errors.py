@@ -16,7 +16,8 @@ And how what others raise is recognised as one of them.
 
 import errno
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# The last is what Python says of an extension that found no memory while it was imported, and did not say so.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "error return without exception set")
 
 
 class ActqkvError(Exception):
