@@ -314,3 +314,13 @@ def test_what_a_workspace_held_before_does_not_matter() -> None:
         expected = run(case.inputs(), "torch").out
         workspace.take((5000,), torch.float32, expected.device).fill_(math.nan)
         assert torch.equal(run(case.inputs(), "torch", workspace=workspace).out, expected)
+
+
+def test_the_same_positions_by_longer_tables() -> None:
+    """As tables grow while a workspace keeps how the queries before were turned."""
+    workspace, given = Workspace(), Case(window=3).inputs()
+    cos, sin = given["rotation"]
+    for tables in ((cos[:100], sin[:100]), (cos, sin), (-cos, sin), None):
+        now = {**Case(window=3).inputs(), "query_positions": given["query_positions"], "rotation": tables}
+        found = run(now, "torch", workspace=workspace).out
+        assert_near(found, run(now, "reference").out, 1e-5)

@@ -51,10 +51,10 @@ class _Queries:
     """Where a window's queries stand, which is the same in all layers: for far keys and for near ones.
 
     far, near: int64 `(W,)`; first_far, first, last: of far's and of near's, on the host; turns: how they are rotated
-    for either, if they are; together: whether both are the same.
+    for either, if they are; together: whether both are the same; given: what all this was made of.
     """
 
-    given: tuple[Tensor, tuple[Tensor, Tensor] | None, torch.dtype]
+    given: tuple[object, ...]
     far: Tensor
     near: Tensor
     first_far: int
@@ -111,13 +111,12 @@ def _queries(
     positions: Tensor, rotation: tuple[Tensor, Tensor] | None, dtype: torch.dtype, workspace: Workspace
 ) -> _Queries:
     """Kept from layer to layer, for as long as the very same positions are given."""
-    kept = workspace.kept
-    if isinstance(kept, _Queries) and kept.given[0] is positions and kept.given[1:] == (rotation, dtype):
+    kept, given = workspace.kept, (positions, dtype, *(rotation or ()))
+    if isinstance(kept, _Queries) and [*map(id, kept.given)] == [*map(id, given)]:
         return kept
     far, near = positions.long()
     turns = None if rotation is None else (_turn(far, rotation, dtype), _turn(near, rotation, dtype))
     together = torch.equal(far, near)
-    given = positions, rotation, dtype
     found = _Queries(given, far, near, int(far[0]), int(near[0]), int(near[-1]), turns, together)
     workspace.kept = found
     return found
