@@ -131,6 +131,8 @@ class Session:
         always = (layout.sink + layout.local) // layout.block_size
         # Of a block's sentences parts may stand in both of its neighbours.
         wanted = 3 * layout.retrieved_blocks * max(2, questions) + always
+        for document in self.context.documents:  # what is read ahead of several comes by the way of their own pools
+            document.pool.reserve(min(wanted, document.reader.manifest.block_count))
         self.context.pool.reserve(min(wanted, self.resident.representatives.shape[1]))
 
     def _read_ahead(self, runs: Sequence[Run]) -> None:
