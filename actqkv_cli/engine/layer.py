@@ -84,6 +84,9 @@ class Layer:
         self.on_kernels = kernels_run(rotary)
         self.recording = self.selects = False
         self._mass = torch.empty(0)  # (Hkv, F + N, b), of the last call
+        self._far: list[_Pages] = []
+        self._local = self._fed = _Pages(torch.empty(0), torch.empty(0), ())
+        self._played_hold: Hold | None = None
 
     def begin(self, position: int, room: int) -> None:
         """Bring in sink and local window before token `position`, and room for `room` tokens after it.
@@ -103,19 +106,16 @@ class Layer:
             self._sink = torch.arange(layout.sink_blocks(position))
             self._chosen: Selection | None = None
             self._played: Tensor | None = None  # what a recorded step chose
-            self._played_hold: Hold | None = None
-            self._far: list[_Pages] = []
             self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self.pool.device)
             self.far_tokens = 0
         self._make_room(room)
 
     def close(self) -> None:
         """Let go of all pages. On the thread that owns the pool; may be called twice."""
-        if self._position < 0:
-            return
         self._position = -1
         for part in (*self._far, self._local, self._fed):
             part.release()
+        self._far = []
         self._hold_played(None)
 
     @property

@@ -461,6 +461,25 @@ def test_what_has_ended_gives_its_pages_back(shelf: Path, poisoned: None) -> Non
     assert second.attended  # what it attended to can still be told
 
 
+def test_a_question_that_cannot_begin_says_why(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers are closed all the same, whichever of them failed."""
+    real = BlockPool.lease
+
+    def failing(self: BlockPool, layer: int, count: int) -> Any:
+        if layer == 2:
+            raise MemoryError
+        return real(self, layer, count)
+
+    with over(stored(shelf)) as session:
+        pool = session.context.pool
+        monkeypatch.setattr(BlockPool, "lease", failing)
+        with pytest.raises(MemoryError):
+            session.start(tiny.question(tiny.tokens(9, 10)), "actqkv", 4)
+        monkeypatch.undo()
+        ask(session, "actqkv")
+    assert pool._held.sum() == 0
+
+
 def test_living_runs_keep_their_pages(shelf: Path) -> None:
     """Of a document of many blocks, by a pool for few: runs step in turn, end and begin, and bring blocks each time."""
     folder = stored(shelf, 605)
