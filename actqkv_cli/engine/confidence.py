@@ -49,9 +49,13 @@ class Trust:
 def trust(answer: Answer, ranking: Tensor, coverage: float | None) -> Trust:
     """By the probabilities of the answer's tokens, and by how far the best block of the ranking `(N,)` stands out and
     how much of the question it says: a question that the document does not answer has no block of its own."""
-    if declines(answer.text):
+    return weighed(answer.text, evidence(answer.likelihood, answer.least, strength(ranking), coverage))
+
+
+def weighed(answer: str, seen: Sequence[float]) -> Trust:
+    """As `trust`, of an answer's text and its `evidence`."""
+    if declines(answer):
         return Trust(False, 0.0)
-    seen = evidence(answer.likelihood, answer.least, strength(ranking), coverage)
     return Trust(logistic(_ANSWERABLE, seen) >= _LEAST, logistic(_RIGHT, seen))
 
 
