@@ -10,7 +10,14 @@ ActqkvError                1  unexpected failure
 ├── DiskFull               8  no space left
 │   └── OverDiskLimit      8  a document is more than the library may take
 └── ModelUnavailable       9  the model is not on this machine and cannot be fetched
+
+And how what others raise is recognised as one of them.
 """
+
+import errno
+
+# The last is what Python says of an extension that found no memory while it was imported, and did not say so.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "error return without exception set")
 
 
 class ActqkvError(Exception):
@@ -70,3 +77,21 @@ class ModelUnavailable(ActqkvError):
 
 
 EXIT_INTERRUPTED = 130
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether host or device memory ran out; torch and CUDA say so with several types, but in these words."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in told for words in _NO_MEMORY)
+
+
+def out_of_space(error: BaseException | str) -> bool:
+    """Whether the disk is full or the quota used up, by an error or what a process wrote of one; some libraries tell
+    it in words only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -5,20 +5,27 @@ import json
 import sys
 from collections.abc import Sequence
 
-from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, DiskFull, OutOfMemory
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+from actqkv_cli.errors import (
+    EXIT_INTERRUPTED,
+    ActqkvError,
+    DiskFull,
+    OutOfMemory,
+    first_line,
+    out_of_memory,
+    out_of_space,
+)
 
 
 def foreseen(error: BaseException) -> ActqkvError:
     """Running out of memory or disk can happen anywhere; all else that is not ours already is a fault of ours."""
     if isinstance(error, ActqkvError):
         return error
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+    if out_of_memory(error):
         return OutOfMemory("out of memory", "use a smaller --budget, a smaller model, or --device cpu")
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return DiskFull(f"no space left on the disk: {error.filename or ''}", "make room and run the command again")
+    if out_of_space(error):
+        place = getattr(error, "filename", None) or ""
+        return DiskFull(f"no space left on the disk: {place}", "make room and run the command again")
+    text = first_line(f"{type(error).__name__}: {error}")
     return ActqkvError(f"unexpected failure: {text}", "ACTQKV_DEBUG=1 shows where; please report it")
 
 

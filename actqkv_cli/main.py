@@ -5,18 +5,22 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 _BEGAN = time.perf_counter()
 
 import typer  # noqa: E402
 
-from actqkv_cli import __version__  # noqa: E402
+from actqkv_cli import __version__, terminal  # noqa: E402
 from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, UsageError  # noqa: E402
 from actqkv_cli.failures import fail, foreseen, interrupted  # noqa: E402
 from actqkv_cli.retrieval.names import policy_names  # noqa: E402
+
+if TYPE_CHECKING:
+    from actqkv_cli.runtime import Runtime
 
 app = typer.Typer(
     name="actqkv",
@@ -190,22 +194,22 @@ def ask(
         policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
         model=model, device=device, offline=offline, home=home, keep_alive=keep_alive,
     )  # fmt: skip
-    began = _place(context, settings)
+    call = _place(context, settings)
     output = "jsonl" if jsonl else "json" if as_json else "text"
     asked = command.Asked(doc or [], every, output, explain, quiet)
     if file is not None:
         if question is not None:
             raise UsageError("--file holds the questions: leave the other one out")
-        command.run_file(file, asked, settings)
+        with call.runtime() as runtime:
+            command.run_file(file, asked, settings, runtime, call.check)
         return None
     if question is not None:
-        command.run(question, asked, settings, began)
+        with call.runtime() as runtime:
+            command.run(question, asked, settings, call.began, runtime, call.check)
         return None
     if output != "text" or not sys.stdin.isatty():
         raise UsageError("there is no question", 'actqkv ask "…", or - to read it from stdin')
-    from actqkv_cli.commands import chat as conversation
-
-    return conversation.run(asked.docs, every, settings)
+    return _chat(call, asked.docs, every, settings)
 
 
 @app.command()
@@ -224,14 +228,11 @@ def chat(
     keep_alive: KeepAlive = None,
 ) -> Prompts:
     """Talk about a document: a conversation that remembers what was said."""
-    from actqkv_cli.commands import chat as command
-
     settings = _settings(
         policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, model=model, device=device,
         offline=offline, home=home, keep_alive=keep_alive,
     )  # fmt: skip
-    _place(context, settings)
-    return command.run(doc or [], every, settings)
+    return _chat(_place(context, settings), doc or [], every, settings)
 
 
 @app.command()
@@ -540,30 +541,38 @@ def _settings(**flags: Any) -> Any:
     return load_settings(**flags)
 
 
-def _place(context: typer.Context, settings: Any) -> float:
-    """Leaves for the worker if one is to carry out the command, else returns when it was called."""
-    call = context.find_object(Call)
-    if call is None:
-        return _BEGAN
+def _place(context: typer.Context, settings: Any) -> "Invocation":
+    """Leaves for the worker if one is to carry out the command, else returns how it was called."""
+    call: Invocation = context.obj
     call.place(call.argv, settings.keep_alive)
-    return call.began
+    return call
+
+
+def _chat(call: "Invocation", docs: Sequence[str], every: bool, settings: Any) -> Prompts:
+    from actqkv_cli.commands import chat as command
+
+    with call.runtime() as runtime:
+        yield from command.run(docs, every, settings, runtime, call.check)
 
 
 @dataclass(frozen=True)
-class Call:
+class Invocation:
     """A command as it was called.
 
     began: perf_counter() then. place: is told argv and the seconds to keep alive as soon as these are known, and exits
-    or raises if the command is not to be carried out here. passes: what is raised for the caller, not for the user.
+    or raises if the command is not to be carried out here. runtime: what the command loads, and finds loaded. check:
+    is called wherever it may be stopped. passes: what is raised for the caller, not for the user.
     """
 
     argv: Sequence[str]
     began: float
     place: Callable[[Sequence[str], float], None]
+    runtime: "Callable[[], AbstractContextManager[Runtime]]"
+    check: terminal.Check
     passes: tuple[type[Exception], ...] = ()
 
 
-def start(call: Call) -> int | Prompts:
+def start(call: Invocation) -> int | Prompts:
     """Carry out a command: its exit code, or a conversation that has not begun yet.
 
     Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
@@ -586,7 +595,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         sys.stderr.write(f"warning: {message}\n")
 
 
-def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:
+def go_on(call: Invocation, conversation: Prompts, line: str | None) -> int | str:
     """The next prompt of a conversation, or its exit code, after what its user said: None at first, and at the end.
 
     Failures as in `start`.
@@ -601,7 +610,7 @@ def go_on(call: Call, conversation: Prompts, line: str | None) -> int | str:
     return _reported(call, run)
 
 
-def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
+def _reported(call: Invocation, run: Callable[[], Result]) -> Result | int:
     """What `run` returns, or the exit code of its failure, which the user is told of."""
     try:
         return run()
@@ -625,13 +634,11 @@ def _reported(call: Call, run: Callable[[], Result]) -> Result | int:
         return fail(foreseen(error), call.argv)
 
 
-def _converse(call: Call, conversation: Prompts) -> int:
-    from actqkv_cli.commands import terminal
-
+def _converse(call: Invocation, conversation: Prompts, interrupts: terminal.Interrupts) -> int:
     reply = go_on(call, conversation, None)
     while isinstance(reply, str):
         line = terminal.read_line(reply)
-        with terminal.interrupted_at_check():
+        with interrupts.at_check():
             reply = go_on(call, conversation, line)
     return reply
 
@@ -646,12 +653,19 @@ def _hand_over(argv: Sequence[str], keep_alive: float) -> None:
             sys.exit(code)
 
 
+def _own_runtime() -> "Runtime":
+    from actqkv_cli.runtime import Runtime
+
+    return Runtime()
+
+
 def main() -> None:
     """Run the command line, in this process or through a worker, and exit with its code."""
-    call = Call(sys.argv[1:], _BEGAN, _hand_over)
+    interrupts = terminal.Interrupts()
+    call = Invocation(sys.argv[1:], _BEGAN, _hand_over, _own_runtime, interrupts.check)
     try:
         result = start(call)
-        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result))
+        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result, interrupts))
     except BrokenPipeError:
         # The reader of our output has gone; nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

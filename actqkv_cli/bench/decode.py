@@ -19,8 +19,9 @@ from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.session import session_over
-from actqkv_cli.model.load import DTYPES, quiet_transformers
+from actqkv_cli.model.load import DTYPES
 from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
 from actqkv_cli.retrieval.policies import usual_budget
 from actqkv_cli.retrieval.policy import head_rows
@@ -151,4 +152,5 @@ def _steps(
                 run.step(int(run.logits.argmax()))
             synchronize(model.device)
             found.append((time.perf_counter() - began) / tokens)
+            run.close()
     return found

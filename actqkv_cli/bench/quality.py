@@ -14,7 +14,8 @@ from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode_all
 from actqkv_cli.engine.confidence import strength, trust
 from actqkv_cli.engine.context import Context
-from actqkv_cli.engine.session import Run, Session
+from actqkv_cli.engine.run import Run
+from actqkv_cli.engine.session import Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedQuestion, encode_question
 
@@ -54,6 +55,7 @@ def fidelity(
                 reference = log_p
             values = likelihood(log_p, gold, reference) if len(gold) else {}
             values |= _seen(run, session.context, place, example, setting)
+            run.close()
             yield measured(example, session.context, setting, values)
 
 
@@ -80,6 +82,7 @@ def answers(
             # How far confidence is from being right, squared (Brier 1950).
             values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
             values |= _seen(run, session.context, place, example, setting)
+            run.close()
             yield measured(example, session.context, setting, values, answer.text)
 
 

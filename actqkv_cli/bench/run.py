@@ -14,9 +14,10 @@ from actqkv_cli.bench.quality import TOGETHER, answers, document_name, document_
 from actqkv_cli.engine.confidence import declines
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
-from actqkv_cli.engine.ingest import Progress, ingest, model_identity
+from actqkv_cli.engine.ingest import ingest, model_identity
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.progress import Progress
 from actqkv_cli.store.library import find, list_entries, remove
 from actqkv_cli.store.locks import reading
 from actqkv_cli.store.manifest import Reading, check_identity, decisive

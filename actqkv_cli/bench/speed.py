@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.bench.machine import Compute, drop_cached, fill_cached
-from actqkv_cli.bench.speed_inside import Job
+from actqkv_cli.bench.speed_inside import Spec
 from actqkv_cli.bench.speed_process import Watched, actqkv, device_memory, watch
 from actqkv_cli.errors import ActqkvError
 from actqkv_cli.model.shape import Shape, causal_pairs, windowed_pairs
+from actqkv_cli.progress import Progress
 from actqkv_cli.store.library import Entry
 from actqkv_cli.store.reader import DocumentReader
 
@@ -24,8 +25,6 @@ STOCK, FULL = "stock", "full"
 FRESH, RESIDENT = "fresh", "resident"
 COLD, WARM = "cold", "warm"
 _QUOTED = 6  # words of the document in a question
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
     with DocumentReader(wanted.entry.folder) as reader:
         # One to start the worker with; then each state of each round has its own, the same for every method.
         asked = questions(reader.text(), 2 * wanted.rounds + 1)
-    job = Job(
+    job = Spec(
         model=str(wanted.model), document=str(wanted.entry.folder), dtype=manifest.geometry.dtype,
         device=str(wanted.device), question=asked[0], policy=wanted.policy, max_tokens=wanted.max_tokens,
         budget=wanted.budget, rounds=wanted.rounds, full_tokens=min(wanted.full_tokens, manifest.tokens),
@@ -148,7 +147,7 @@ class _Worker:
 
 
 def _round(
-    wanted: Measurement, job: Job, number: int, asked: list[str], worker: _Worker,
+    wanted: Measurement, job: Spec, number: int, asked: list[str], worker: _Worker,
     used: Callable[[], int], left_out: list[str],
 ) -> list[dict[str, Any]]:  # fmt: skip
     rows = []
@@ -186,7 +185,11 @@ def _round(
 
 
 def _stock(
-    wanted: Measurement, job: Job, prepare: Callable[[list[Path]], str], weights: list[Path], used: Callable[[], int]
+    wanted: Measurement,
+    job: Spec,
+    prepare: Callable[[list[Path]], str],
+    weights: list[Path],
+    used: Callable[[], int],
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """The stock model's figures, by process, or why there are none."""
     tokens = wanted.entry.manifest.tokens if wanted.entry.manifest else 0

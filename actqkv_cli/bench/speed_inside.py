@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class Spec:
     """model, document: folders; budget: tokens, of ours and of the stock model's context; full_tokens: how much of
     the document is read; again: whether a stock model that is loaded already is timed too."""
 
@@ -62,7 +62,7 @@ class _Clock:
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
 
 
-def stock(job: Job) -> dict[str, Any]:
+def stock(job: Spec) -> dict[str, Any]:
     """The unmodified model, which reads document and question for every answer: once with all that a new process
     does, and once more where `again`."""
     loaded, seconds = _loaded(job)
@@ -89,7 +89,7 @@ def stock(job: Job) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def decode(job: Job) -> dict[str, Any]:
+def decode(job: Spec) -> dict[str, Any]:
     """Tokens per second after the first: ours on the document, and the stock model's with a context of as many
     tokens as the budget, in turn."""
     import torch
@@ -132,7 +132,7 @@ def decode(job: Job) -> dict[str, Any]:
     }
 
 
-def read(job: Job) -> dict[str, Any]:
+def read(job: Spec) -> dict[str, Any]:
     """The document's first tokens, read by us, by the stock model in windows and as a whole; and what the machine
     could do."""
     from actqkv_cli.bench.ingest import measure
@@ -158,7 +158,7 @@ def read(job: Job) -> dict[str, Any]:
     }
 
 
-def _loaded(job: Job) -> "tuple[LoadedModel, dict[str, float]]":
+def _loaded(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 
@@ -171,7 +171,7 @@ def _loaded(job: Job) -> "tuple[LoadedModel, dict[str, float]]":
     return loaded, {"import": imported - _BEGAN, "load": time.perf_counter() - imported}
 
 
-def _document_ids(job: Job) -> "Tensor":
+def _document_ids(job: Spec) -> "Tensor":
     from actqkv_cli.store.reader import DocumentReader
 
     with DocumentReader(Path(job.document)) as reader:
@@ -206,7 +206,7 @@ def _event(kind: str, **fields: Any) -> None:
 def main() -> None:
     parts = {"stock": stock, "decode": decode, "read": read}
     part, job = sys.argv[1:]
-    _event("done", **parts[part](Job(**json.loads(job))))
+    _event("done", **parts[part](Spec(**json.loads(job))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Fits what `engine.confidence` weighs an answer by to measured ones: `python -m actqkv_cli.bench.trust FOLDER`.
 
 FOLDER is what `actqkv bench quality … --generate --unanswerable --out FOLDER` left. What is said of the fit is
-cross-validated: each question is judged by weights that were fitted without it.
+cross-validated: each question is judged by weights that were fitted without it. Beside it stands how
+the weights do that are there already.
 """
 
 import json
@@ -17,7 +18,7 @@ from scipy.optimize import minimize
 from actqkv_cli.bench.examples import UNANSWERABLE
 from actqkv_cli.bench.paired import Measured
 from actqkv_cli.bench.results import ROWS
-from actqkv_cli.engine.confidence import declines, evidence, logistic
+from actqkv_cli.engine.confidence import declines, evidence, logistic, weighed
 
 _FOLDS = 5
 _RIDGE = 0.001  # keeps weights finite where the answers are told apart without fault
@@ -73,18 +74,26 @@ def _report(rows: Sequence[Measured]) -> list[str]:
         found[name] = np.where(said, 0.0, p)
     least = np.quantile(found["answerable"][answerable == 1], _DECLINED)
     declined = said | (found["answerable"] < least)
-    confidence = found["right"]
+    there = [weighed(row.answer, one.tolist()) for row, one in zip(rows, seen, strict=True)]
+    answered, confident = np.array([(one.answered, one.confidence) for one in there]).T
     return [
         *(
             f"{name}: " + ", ".join(f"{weight:.2f}" for weight in fit(seen[~said], outcome[~said]))
             for name, outcome in (("answerable", answerable), ("right", right))
         ),
-        f"declined below {least:.2f}: {_percent(declined[answerable == 0])} of {int((answerable == 0).sum())} "
-        f"unanswerable, {_percent(declined[answerable == 1])} of {int(answerable.sum())} answerable, "
-        f"{_percent(declined[right == 1])} of those answered rightly",
-        f"confidence: Brier {((confidence - right) ** 2).mean():.3f}, "
-        f"calibration error {calibration_error(confidence, right):.3f}",
+        f"fitted, declined below {least:.2f}: {_outcome(declined, found['right'], answerable, right)}",
+        f"as it is: {_outcome(answered == 0, confident, answerable, right)}",
     ]
+
+
+def _outcome(declined: NDArray[np.bool_], confidence: Floats, answerable: Floats, right: Floats) -> str:
+    return (
+        f"declined {_percent(declined[answerable == 0])} of {int((answerable == 0).sum())} unanswerable, "
+        f"{_percent(declined[answerable == 1])} of {int(answerable.sum())} answerable, "
+        f"{_percent(declined[right == 1])} of those answered rightly; "
+        f"confidence: Brier {((confidence - right) ** 2).mean():.3f}, "
+        f"calibration error {calibration_error(confidence, right):.3f}"
+    )
 
 
 def _percent(flags: NDArray[np.bool_]) -> str:

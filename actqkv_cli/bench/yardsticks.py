@@ -33,8 +33,9 @@ def texts(
         if policy == GOLD:
             found[policy, budget] = example.passage or example.context
         elif policy == REREAD:
-            attended = session.start(question, "hybrid", 1, budget or None).attended
-            found[policy, budget] = _joined(session.context, place, attended)
+            run = session.start(question, "hybrid", 1, budget or None)
+            run.close()
+            found[policy, budget] = _joined(session.context, place, run.attended)
     return found
 
 

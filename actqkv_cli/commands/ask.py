@@ -1,5 +1,6 @@
 """actqkv ask: questions to documents in the library."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli.commands import kept, terminal
-from actqkv_cli.commands.answers import Clock, bytes_read, record, show_sources, without_trailing_space
-from actqkv_cli.commands.output import note, print_event, print_json
+from actqkv_cli.answering import budget_of, bytes_read, documents, record, without_trailing_space
+from actqkv_cli.commands.answers import Clock, show_sources
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.store.library import Entry, find, list_entries
+from actqkv_cli.output import note, print_event, print_json
 
 if TYPE_CHECKING:
-    from actqkv_cli.engine.document import OpenDocument
-    from actqkv_cli.engine.session import Run
+    from actqkv_cli.engine.run import Run
+    from actqkv_cli.runtime import Runtime
+    from actqkv_cli.terminal import Check
 
 _TOGETHER = 8  # questions of a file that go through the model at once
 
@@ -33,22 +34,7 @@ class Asked:
     quiet: bool
 
 
-def documents(docs: Sequence[str], every: bool, home: Path) -> list[Entry]:
-    """The committed documents that are meant, each once. Raises what `find` raises."""
-    if every and docs:
-        raise UsageError("--all is every document: leave --doc out")
-    if not every:
-        found = [find(home, doc) for doc in docs] or [find(home, None)]
-        return list({entry.id: entry for entry in found}.values())
-    entries = list_entries(home)
-    for entry in entries:
-        if entry.manifest is None:
-            note(f"warning: {entry.id} is {entry.state}, and left out")
-    whole = [entry for entry in entries if entry.manifest is not None]
-    return whole or [find(home, None)]  # which says what is wrong
-
-
-def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
+def run(question: str, asked: Asked, settings: Settings, began: float, runtime: "Runtime", check: "Check") -> None:
     """Answer on stdout, sources on stderr after it (or everything as JSON)."""
     raw = sys.stdin.buffer.read() if question == "-" else os.fsencode(question)
     question = raw.decode(errors="replace").strip()
@@ -63,11 +49,12 @@ def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.retrieval.policies import make_policy
 
-    with kept.model_of(entries, settings, asked.quiet) as loaded:
+    with contextlib.ExitStack() as held:
+        loaded, cache = held.enter_context(runtime.loaded(entries, settings, asked.quiet))
         clock.lap("load")
-        opened = kept.open_documents(entries)
+        opened = held.enter_context(cache.pinned(entry.folder for entry in entries))
         budget = budget_of(settings, opened)
-        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+        with session_over(loaded.model, cache.context_of(opened), budget) as session:
             encoded = encode_question(loaded.tokenizer, question)
             policy = make_policy(settings.policy, session.task(encoded))  # which loads what it needs of the index
             clock.lap("index")
@@ -77,7 +64,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
             clock.since_start("first_token")
             write = without_trailing_space(_writer(asked.output))
-            answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, terminal.check)
+            answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, check)
         if asked.output == "text":
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -88,7 +75,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float) -> None:
     _tell(result, started, asked, opened[0].reader.manifest.geometry.block_size)
 
 
-def run_file(path: Path, asked: Asked, settings: Settings) -> None:
+def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", check: "Check") -> None:
     """Every question of a file, in order: a JSON object a line on stdout."""
     questions = read_questions(path)
     entries = documents(asked.docs, asked.all, settings.home)
@@ -98,13 +85,15 @@ def run_file(path: Path, asked: Asked, settings: Settings) -> None:
     from actqkv_cli.model.prompt import encode_question
 
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
-    with kept.model_of(entries, settings, asked.quiet) as loaded:
-        opened = kept.open_documents(entries)
+    with (
+        runtime.loaded(entries, settings, asked.quiet) as (loaded, cache),
+        cache.pinned(entry.folder for entry in entries) as opened,
+    ):
         budget = budget_of(settings, opened)
-        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+        with session_over(loaded.model, cache.context_of(opened), budget) as session:
 
             def step(runs: "list[Run]", tokens: list[int]) -> None:
-                terminal.check()
+                check()
                 session.step(runs, tokens)
 
             for start in range(0, len(questions), _TOGETHER):
@@ -117,6 +106,7 @@ def run_file(path: Path, asked: Asked, settings: Settings) -> None:
                     told = json.dumps({**line, **result, **(_blocks(one) if asked.explain else {})}, ensure_ascii=False)
                     # Half a character of the user's has no bytes of its own: it stays the escape that it was.
                     sys.stdout.write(told.encode(errors="backslashreplace").decode() + "\n")
+                    one.close()
                 sys.stdout.flush()
 
 
@@ -148,14 +138,6 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     if not found:
         raise UsageError(f"there are no questions in {path}")
     return found
-
-
-def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", said: int = 0) -> int:
-    """Tokens per layer: as it is set, else what suits the policy, and a conversation of so many blocks."""
-    from actqkv_cli.retrieval.policies import usual_budget
-
-    manifest = opened[0].reader.manifest
-    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size, said)
 
 
 def _import() -> None:

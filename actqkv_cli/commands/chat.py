@@ -6,12 +6,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli.commands import kept, terminal
-from actqkv_cli.commands.answers import cited, show_sources, without_trailing_space
-from actqkv_cli.commands.ask import budget_of, documents
-from actqkv_cli.commands.output import note, note_error
+from actqkv_cli.answering import budget_of, cited, documents, without_trailing_space
+from actqkv_cli.commands.answers import show_sources
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
+from actqkv_cli.output import note, note_error
+from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
+from actqkv_cli.terminal import Check
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.conversation import Conversation
@@ -28,18 +29,21 @@ _HELP = """/sources        what the last answer rests on
 
 @dataclass
 class _Chat:
+    runtime: Runtime
     settings: Settings
     loaded: "LoadedModel"
     opened: "list[OpenDocument]"
     conversation: "Conversation"
-    locks: contextlib.ExitStack
+    held: contextlib.ExitStack
     said: tuple[str, str] | None = None  # the last question and its answer
     cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
-def run(docs: Sequence[str], every: bool, settings: Settings) -> Generator[str, str | None, None]:
+def run(
+    docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime, check: Check
+) -> Generator[str, str | None, None]:
     """Yields prompts and is sent lines, None at their end. Answers go to stdout, all else to stderr."""
-    chat = _open(docs, every, settings)
+    chat = _open(docs, every, settings, runtime)
     note(f"{_names(chat)}: ask, or /help")
     try:
         while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
@@ -47,33 +51,33 @@ def run(docs: Sequence[str], every: bool, settings: Settings) -> Generator[str, 
                 if line.strip().startswith("/"):
                     chat = _command(chat, *line.strip().split(maxsplit=1))
                 elif line.strip():
-                    _answer(chat, line.strip())
+                    _answer(chat, line.strip(), check)
             except KeyboardInterrupt:  # before the answer began
                 note("")
-            except kept.OtherWorkerNeeded as error:
+            except OtherWorkerNeeded as error:
                 note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
             except ActqkvError as error:
                 note_error(error)
     finally:
-        chat.locks.close()
+        chat.held.close()
 
 
-def _open(docs: Sequence[str], every: bool, settings: Settings) -> _Chat:
-    """Documents and their model; the documents are locked until `locks` is closed."""
+def _open(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime) -> _Chat:
+    """Documents and their model; the documents are locked, and stay open, until `held` is closed."""
     entries = documents(docs, every, settings.home)
-    with contextlib.ExitStack() as locks:
-        loaded = locks.enter_context(kept.model_of(entries, settings, quiet=False))
+    with contextlib.ExitStack() as held:
+        loaded, cache = held.enter_context(runtime.loaded(entries, settings, quiet=False))
         from actqkv_cli.engine.conversation import Conversation
 
-        opened = kept.open_documents(entries)
-        return _Chat(settings, loaded, opened, Conversation(opened, loaded.model), locks.pop_all())
+        opened = held.enter_context(cache.pinned(entry.folder for entry in entries))
+        return _Chat(runtime, settings, loaded, opened, Conversation(opened, loaded.model), held.pop_all())
 
 
 def _names(chat: _Chat) -> str:
     return ", ".join(document.reader.manifest.source.name for document in chat.opened)
 
 
-def _answer(chat: _Chat, question: str) -> None:
+def _answer(chat: _Chat, question: str, check: Check) -> None:
     from actqkv_cli.engine.answer import Sampling, decode
     from actqkv_cli.engine.session import session_over
     from actqkv_cli.model.prompt import encode_question
@@ -90,15 +94,15 @@ def _answer(chat: _Chat, question: str) -> None:
         sys.stdout.flush()
 
     with session_over(model, chat.conversation.context, budget) as session:
-        terminal.check()
+        check()
         run = session.start(encoded, settings.policy, room=settings.max_tokens)
         # What is interrupted was said all the same.
         with contextlib.suppress(KeyboardInterrupt):
-            decode(run, model, tokenizer, sampling, without_trailing_space(write), terminal.check)
+            decode(run, model, tokenizer, sampling, without_trailing_space(write), check)
+        chat.conversation.add(run)
     sys.stdout.write("\n")
     sys.stdout.flush()
     chat.cited = cited(run, "".join(said))
-    chat.conversation.add(run)
     chat.said = question, "".join(said)
     pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]
     if chat.cited["supported"] is False:
@@ -112,8 +116,8 @@ def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
         show_sources(**chat.cited)
     elif name == "/doc":
         if value:
-            other = _open([value], False, chat.settings)
-            chat.locks.close()
+            other = _open([value], False, chat.settings, chat.runtime)
+            chat.held.close()
             chat = other
         for document in chat.opened:
             manifest = document.reader.manifest

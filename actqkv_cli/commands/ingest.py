@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands.models import is_here, load, locate
-from actqkv_cli.commands.output import PartlyFailed, note, note_error, print_json, progress
+from actqkv_cli.commands.models import is_here, locate
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DiskFull, DocumentError, OutOfMemory, OverDiskLimit, UsageError
 from actqkv_cli.failures import foreseen
+from actqkv_cli.loading import load
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.output import PartlyFailed, note, note_error, print_json, progress
 from actqkv_cli.store.library import list_entries, sweep
-from actqkv_cli.store.manifest import Manifest, Progress, Reading, decisive
+from actqkv_cli.store.manifest import Manifest, Reading, Unfinished, decisive
 from actqkv_cli.worker.prepare import prepare
 
 
@@ -105,7 +106,7 @@ def reading_of(settings: Settings) -> Reading:
 
 def _known(
     document: Document, chosen: ModelFiles | None, reading: Reading, settings: Settings
-) -> Manifest | Progress | None:
+) -> Manifest | Unfinished | None:
     """The document as it is in the library already, read by this model in this way; found without loading the model.
 
     chosen: None where the user leaves the choice to us. Then any model of the catalogue will do, for the one that
@@ -127,7 +128,7 @@ def _known(
     return unfinished
 
 
-def _read_by(record: Progress, chosen: ModelFiles | None, settings: Settings) -> bool:
+def _read_by(record: Unfinished, chosen: ModelFiles | None, settings: Settings) -> bool:
     if settings.model == "default":
         model = find(record.model["name"])
         if model is None:

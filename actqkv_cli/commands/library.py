@@ -4,10 +4,9 @@ import datetime
 import sys
 from typing import Any
 
-from actqkv_cli.commands.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, UsageError
-from actqkv_cli.model.files import resolve
+from actqkv_cli.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.store.library import Entry, find, list_entries, remove
 from actqkv_cli.store.locks import reading
 from actqkv_cli.store.manifest import check_identity
@@ -105,6 +104,8 @@ def _compare_model(entry: Entry, settings: Settings) -> str:
     """How the model on this machine differs from the one that read the document; "" where it does not."""
     if entry.manifest is None:
         return ""
+    from actqkv_cli.model.resolve import resolve  # it can fetch models, too, which `ls` need not wait for
+
     theirs = {key: value for key, value in entry.manifest.model.items() if key not in ("name", "dtype")}
     name = entry.manifest.model["name"]
     try:

@@ -1,26 +1,26 @@
-"""A model for a command: located, fetched if need be, loaded. And actqkv models: those that are known by name."""
+"""actqkv models: those that are known by name, and the one for a user who names none."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands import worker
-from actqkv_cli.commands.output import confirmed, note, print_json, progress
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
+from actqkv_cli.loading import located
 from actqkv_cli.model import catalogue
+from actqkv_cli.model.atomic import removed_once
 from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
-from actqkv_cli.model.files import ModelFiles, resolve
-from actqkv_cli.model.gguf import removed_once
+from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.output import confirmed, note, print_json
 
 if TYPE_CHECKING:
     from actqkv_cli.model.choose import Choice
-    from actqkv_cli.model.load import LoadedModel
 
 
 def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
-    """A model's files, fetched if they are not here yet. Raises what `choose` and `resolve` raise."""
+    """A model's files, as `loading.located`; "default" is the one that suits the machine. Raises what `choose` and
+    `located` raise."""
     if spec == "default":
         choice = choose_default(settings)
         spec = choice.model.name
@@ -28,10 +28,7 @@ def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
             note(f"model: {spec} ({choice.reason}; --model chooses another)")
         if choice.crowded:
             worker.stop()  # it is idle, and comes back with the next question
-    elif not catalogue.find(spec) and (path := Path(spec).expanduser()).exists():
-        spec = str(path.resolve())  # the store keeps it, and may be asked from another folder
-    with progress(quiet, "bytes") as report:
-        return resolve(spec, cache=settings.cache, offline=settings.offline, progress=report)
+    return located(spec, settings, quiet)
 
 
 def choose_default(settings: Settings) -> "Choice":
@@ -46,17 +43,6 @@ def choose_default(settings: Settings) -> "Choice":
 def is_here(model: KnownModel, settings: Settings) -> bool:
     """Whether the model is fetched and converted."""
     return folder_of(model, settings.cache / "models").is_dir()
-
-
-def load(files: ModelFiles, dtype: str, settings: Settings) -> "LoadedModel":
-    """Raises what `load_model` raises."""
-    from transformers.utils import logging
-
-    from actqkv_cli.model.load import load_model
-
-    loaded = load_model(files, dtype=dtype, device=settings.device)
-    logging.set_verbosity_error()  # what transformers has to say while the model computes is for programmers
-    return loaded
 
 
 def ls(settings: Settings, as_json: bool) -> None:

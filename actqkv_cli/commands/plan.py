@@ -1,7 +1,6 @@
 """actqkv plan: what reading a document would take here, and whether keeping its cache pays, before any work is done."""
 
 import contextlib
-import json
 import math
 import shutil
 import statistics
@@ -16,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands.ingest import reading_of
 from actqkv_cli.commands.models import choose_default, is_here, locate
-from actqkv_cli.commands.output import note, print_json
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, read_document
 from actqkv_cli.engine.planted import FACTS
 from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.model.catalogue import KnownModel, find
-from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.model.files import ModelFiles, read_json
+from actqkv_cli.model.quiet import quiet_transformers
+from actqkv_cli.model.supported import refuse_unfit
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
+from actqkv_cli.output import note, print_json
 from actqkv_cli.store.library import list_entries, scratch
 from actqkv_cli.store.manifest import decisive
 
@@ -217,12 +218,10 @@ def _config(files: ModelFiles | None, synthetic: dict[str, Any] | None) -> Any:
     """The model's config, with transformers' own defaults. Raises UsageError for one that we do not read."""
     from transformers import AutoConfig
 
-    from actqkv_cli.model.load import quiet_transformers, refuse_unfit
-
     if synthetic is not None:
         return AutoConfig.for_model(**synthetic)
     assert files is not None
-    refuse_unfit(json.loads((files.folder / "config.json").read_text(encoding="utf-8")))
+    refuse_unfit(read_json(files.folder / "config.json"))
     with quiet_transformers():
         return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
@@ -262,8 +261,6 @@ def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device
 
     import torch
     from transformers import AutoModelForCausalLM
-
-    from actqkv_cli.model.load import quiet_transformers
 
     config = copy.deepcopy(config)
     for name, value in config.to_dict().items():

@@ -8,9 +8,10 @@ import threading
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from actqkv_cli.commands.output import note
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, UsageError
+from actqkv_cli.output import note
+from actqkv_cli.runtime import Runtime
 
 if TYPE_CHECKING:
     import uvicorn
@@ -32,8 +33,8 @@ def run(host: str, port: int, doc: str | None, settings: Settings) -> None:
     from actqkv_cli.serve.work import prepare, work
 
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that go away
-    with contextlib.closing(_listen(host, port, settings)) as listener:
-        settings = prepare(doc, settings)
+    with contextlib.closing(_listen(host, port, settings)) as listener, Runtime() as runtime:
+        settings = prepare(doc, settings, runtime)
         jobs: Jobs = queue.SimpleQueue()
         app = make_app(jobs, settings, ["localhost", "127.0.0.1", "[::1]", host])
         server = uvicorn.Server(
@@ -43,7 +44,7 @@ def run(host: str, port: int, doc: str | None, settings: Settings) -> None:
         thread.start()
         try:
             note(f"serving {settings.home} with {settings.model} at {_url(host, listener)} (Ctrl-C ends)")
-            work(jobs, settings)
+            work(jobs, settings, runtime)
             raise ActqkvError("the HTTP server has ended by itself")
         except KeyboardInterrupt:
             note("stopped")

@@ -7,8 +7,8 @@ import sys
 import time
 from typing import Any
 
-from actqkv_cli.commands.output import note, print_json
 from actqkv_cli.errors import ActqkvError
+from actqkv_cli.output import note, print_json
 from actqkv_cli.worker import endpoint
 from actqkv_cli.worker.protocol import Connection
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from actqkv_cli.engine.session import Run
+from actqkv_cli.engine.run import Run
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could move a terminal's cursor, or worse
 _LONGEST_PERIOD = 16  # tokens
@@ -41,7 +41,7 @@ class Answer:
     least: float = 1.0
 
 
-Step = Callable[[list[Run], list[int]], object]
+Advance = Callable[[list[Run], list[int]], object]
 """Feeds runs their next tokens, after which each has new logits."""
 
 
@@ -69,7 +69,7 @@ def decode(
 
 def decode_all(
     runs: Sequence[Run],
-    step: Step,
+    step: Advance,
     model: Any,
     tokenizer: Any,
     sampling: Sampling,

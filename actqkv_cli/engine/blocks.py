@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,11 @@ class BlockPool:
     def _capacity(self) -> int:
         return self._used.shape[1]
 
+    @property
+    def bytes_held(self) -> int:
+        """Memory that the pages take, in bytes."""
+        return sum(pages.nbytes for pages in self._pages if pages is not None)
+
     @torch.inference_mode(False)  # what is made within it can only be written to within it
     def reserve(self, capacity: int) -> None:
         """Keep at least so many blocks of each layer from now on."""
@@ -65,14 +70,16 @@ class BlockPool:
         """Keep at least so many blocks of each layer beside what is held now."""
         self.reserve(int((self._held > 0).sum(axis=1).max()) + count)
 
-    @torch.inference_mode(False)
     def pages(self, layer: int) -> Tensor:
         """All pages of a layer, `(P, 2, Hkv, b, d)`: keys, un-rotated, then values. A `reserve` replaces them."""
         pages = self._pages[layer]
-        if pages is None:
-            none = self._read(layer, torch.empty(0, dtype=torch.int64))
-            shape = (self._capacity, *none.shape[1:])
-            pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
+        return self._made(layer) if pages is None else pages
+
+    @torch.inference_mode(False)
+    def _made(self, layer: int) -> Tensor:
+        none = self._read(layer, torch.empty(0, dtype=torch.int64))
+        shape = (self._capacity, *none.shape[1:])
+        pages = self._pages[layer] = torch.empty(shape, dtype=none.dtype, device=self.device)
         return pages
 
     def has(self, layer: int, ids: Tensor) -> bool:
@@ -102,6 +109,12 @@ class BlockPool:
         if 0 < len(missing) <= self._capacity:
             self._coming[layer] = missing, _reader().submit(self._fetch, layer, missing)
 
+    def end_reading_ahead(self) -> None:
+        """Nothing is read any more that was not asked for again."""
+        coming = [read for _, read in self._coming.values() if not read.cancel()]
+        self._coming.clear()
+        wait(coming)
+
     def bring(self, layer: int, ids: Tensor) -> Tensor:
         """The pages in which blocks `ids` (ascending, int64, on the CPU) now are: int64 `(n,)`, on the CPU."""
         wanted = ids.numpy()
@@ -113,21 +126,26 @@ class BlockPool:
         missing = wanted[pages < 0]
         if len(missing):
             here = Hold(self, layer, pages[pages >= 0])
-            self._keep(layer, missing, self._fetch(layer, missing))
-            del here
+            try:
+                self._keep(layer, missing, self._fetch(layer, missing))
+            finally:
+                here.release()
             pages = self._page_of[layer, wanted]
         self._touch(layer, pages)
         return torch.from_numpy(pages.astype(np.int64))
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        """See `BlockSource`. More than the capacity are not kept."""
+        """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values.
+
+        More than the capacity are not kept.
+        """
         if len(ids) > self._capacity or not len(ids):
             return self._read(layer, ids).to(self.device)
         pages = self.bring(layer, ids)
         return self.pages(layer)[pages.to(self.device)]
 
     def hold(self, layer: int, pages: Tensor) -> "Hold":
-        """Keep pages `(n,)` where they are as long as what is returned lives."""
+        """Keep pages `(n,)` where they are until what is returned is released."""
         return Hold(self, layer, pages.numpy())
 
     def lease(self, layer: int, count: int) -> tuple[Tensor, "Hold"]:
@@ -190,8 +208,10 @@ class Hold:
         self._pool, self._layer, self._pages = pool, layer, pages
         pool._held[layer, pages] += 1
 
-    def __del__(self) -> None:
+    def release(self) -> None:
+        """The pages may leave. On the thread that owns the pool; a second time nothing happens."""
         self._pool._held[self._layer, self._pages] -= 1
+        self._pages = self._pages[:0]
 
 
 @functools.cache
@@ -222,8 +242,8 @@ class GrowingBlocks:
         self._anchor = reading.representative == "anchor"
         self._tokens = tokens
         self.total_blocks = -(-tokens // geometry.block_size)
+        self._device = device
         self._files = BlockFiles(writer.folder, geometry, lambda: writer.segments)
-        self.disk = BlockPool(self._files.read, geometry.layers, self.total_blocks, device)
         dtype = getattr(torch, geometry.dtype)
         shape = (geometry.kv_heads, geometry.head_dim)
         self.representatives = torch.zeros((geometry.layers, self.total_blocks, 1, *shape), dtype=dtype, device=device)
@@ -264,11 +284,11 @@ class GrowingBlocks:
         return min(self._first * self._geometry.block_size, self._tokens)
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        """See `BlockSource`."""
+        """As `BlockPool.blocks`."""
         leaving = self._first - (0 if self._leaving is None else self._leaving.shape[1])
         borders = torch.searchsorted(ids, torch.tensor([leaving, self._first]))
         oldest, left, newest = ids.tensor_split(borders)
-        found = [self.disk.blocks(layer, oldest)] if len(oldest) else []
+        found = [self._files.read(layer, oldest).to(self._device)] if len(oldest) else []
         if self._leaving is not None and len(left):
             found.append(self._leaving[layer, (left - leaving).to(self._leaving.device)])
         if len(newest) or not found:

@@ -73,6 +73,13 @@ class Context:
         read = functools.partial(_blocks, self.parts, self.firsts)  # that it knows no context lets go of both at once
         return BlockPool(read, self.resident.layers, self.resident.blocks, self.resident.device)
 
+    @property
+    def bytes_held(self) -> int:
+        """Memory that the row takes beside that of its parts, in bytes."""
+        if len(self.parts) == 1:
+            return 0
+        return sum(tensor.nbytes for tensor in self.resident.load(()).values()) + self.pool.bytes_held
+
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
         return _blocks(self.parts, self.firsts, layer, ids)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from actqkv_cli.engine.context import Context, context_of
 from actqkv_cli.engine.document import OpenDocument
-from actqkv_cli.engine.session import Run
+from actqkv_cli.engine.run import Run
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.manifest import Manifest
 from actqkv_kernels import mean_representatives

@@ -48,8 +48,18 @@ class OpenDocument:
             self._held |= {name: found.to(self._device) for name, found in self.reader.tensors(missing).items()}
         return self._held
 
+    @property
+    def bytes_held(self) -> int:
+        """Memory that its tensors and its blocks take, in bytes; text and words are little beside them."""
+        return sum(tensor.nbytes for tensor in self._held.values()) + self.pool.bytes_held
+
+    def close(self) -> None:
+        """Close its files, which are opened again if they are needed. What was read stays in memory."""
+        self.pool.end_reading_ahead()
+        self.reader.close()
+
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        """See `BlockSource`."""
+        """See `BlockPool.blocks`."""
         return self.pool.blocks(layer, ids)
 
     def read_ahead(self, layer: int, ids: Tensor) -> None:

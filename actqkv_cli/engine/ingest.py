@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,14 @@ from actqkv_cli.errors import UsageError
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedDocument, encode_document
 from actqkv_cli.model.shape import Shape
+from actqkv_cli.progress import Progress
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.files import write_atomic
 from actqkv_cli.store.library import document_id
 from actqkv_cli.store.locks import writing
-from actqkv_cli.store.manifest import TOKENS, Draft, Geometry, Manifest, Reading, Source, decisive
+from actqkv_cli.store.manifest import TOKENS, Draft, Geometry, Manifest, Reading, SourceFile, decisive
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
-
-Progress = Callable[[str, int, int], None]
-"""(stage, tokens done, tokens in all)"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def ingest(
     known = calibration_of(loaded, geometry, cache, progress)
     draft = Draft(
         id=ours,
-        source=Source(
+        source=SourceFile(
             name=document.name,
             sha256=document.sha256,
             page_count=document.page_count,

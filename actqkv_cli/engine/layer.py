@@ -1,40 +1,67 @@
-"""One layer's attention over [sink | chosen blocks | local window | the tokens fed since]."""
+"""One layer's attention over [sink | chosen blocks | local window | the tokens fed since], in the pages of a pool."""
 
 import functools
 from collections.abc import Callable
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from actqkv_cli.engine.blocks import BlockPool, Hold
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import Call, Rotary
-from actqkv_cli.retrieval.policy import Selection
-from actqkv_kernels import Workspace, block_attention
+from actqkv_cli.errors import UsageError
+from actqkv_cli.model.attention import AttentionCall, Rotary
+from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy, Selection
+from actqkv_kernels import PageList, Workspace, paged_attention, write_pages
+from actqkv_kernels.backend import VARIABLE, Backend, BackendUnavailable, runs_triton
 
 Positions = Literal["clamped", "compact", "original"]
-
-
-class BlockSource(Protocol):
-    """Where the document's blocks come from."""
-
-    def blocks(self, layer: int, ids: Tensor) -> Tensor:
-        """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
-        ...
-
-
 Select = Callable[[int, Tensor], Tensor | Selection]
 """(layer, un-rotated queries `(H, W, d)`) -> what to attend to beside sink and local: ascending ids of blocks, or a
 Selection with tokens beside them."""
 
 
-class LayerAttention:
-    """The state of one layer while a session lasts. `begin` opens it at a position of the document."""
+@dataclass(frozen=True)
+class Moment:
+    """Where a recorded decoding step stands, on the device.
+
+    offset: int32 `()`, tokens fed before; query_positions: int32 `(2, 1)`, of the token that is fed; chosen: int32
+    `(most,)`, the blocks that the step selected, then -1.
+    """
+
+    offset: Tensor
+    query_positions: Tensor
+    chosen: Tensor
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """Pages of one side. places: int64 `(n, b)` on the CPU, which token each key is, -1: no one's; holds: keep them."""
+
+    pages: Tensor
+    places: Tensor
+    holds: tuple[Hold, ...]
+
+    def release(self) -> None:
+        for hold in self.holds:
+            hold.release()
+
+
+class Layer:
+    """The state of one layer while a question or a document's reading lasts. `begin` opens it at a position of the
+    document, and `close` lets go of its pages.
+
+    want_mass: whether `attend` is to note what attention keys receive; on_kernels: whether the kernels run; recording:
+    whether a step is recorded or played (`engine.recorded`): then no number of the host may matter; selects: whether it
+    selects anew.
+    """
 
     def __init__(
         self,
         layer: int,
-        source: BlockSource,
+        pool: BlockPool,
         select: Select,
         rotary: Rotary,
         layout: Layout,
@@ -42,9 +69,9 @@ class LayerAttention:
         workspace: Workspace,
         gaps: Tensor | None = None,
     ) -> None:
-        """gaps: tokens of the source's last blocks that are no one's, int64 on the CPU."""
+        """gaps: tokens of the pool's blocks that are no one's, int64 on the CPU."""
         self._layer = layer
-        self._source = source
+        self.pool = pool
         self._select = select
         self._rotary = rotary
         self._layout = layout
@@ -52,156 +79,186 @@ class LayerAttention:
         self._workspace = workspace
         self._gaps = gaps
         self._position = -1
-        self.document_near = 0  # tokens of the local window before what is fed
-        self._rotated_count = 0
+        self.document_near = self.far_tokens = 0  # tokens of the local window before what is fed; and of far keys
         self.want_mass = False
-        self.mass: Tensor | None = None  # (Hkv, F + N), attention that keys received in the last call, if wanted
+        self.on_kernels = kernels_run(rotary)
+        self.recording = self.selects = False
+        self._mass = torch.empty(0)  # (Hkv, F + N, b), of the last call
+        self._far: list[_Pages] = []
+        self._local = self._fed = _Pages(torch.empty(0), torch.empty(0), ())
+        self._played_hold: Hold | None = None
 
     def begin(self, position: int, room: int) -> None:
         """Bring in sink and local window before token `position`, and room for `room` tokens after it.
 
         At the position of the call before, what was fed since is dropped, and all else kept.
         """
-        if position == self._position:
-            self._near_count = self.document_near
-            self._rotated_count = min(self._rotated_count, self._near_count)
-            return
-        self._position = position
-        layout = self._layout
-        first = layout.near_start(position)
-        end = -(-position // layout.block_size)
-        local, places = self._gather(torch.arange(first, end))
-        self._near_places = places
-        self.near_first = min(first * layout.block_size, position)
-        self.document_near = self._near_count = len(self._near_places)
-        self._sink = torch.arange(layout.sink_blocks(position))
-        _, heads, _, dim = local.shape
-        self._near = local.new_empty((2, heads, self._near_count + room, dim))
-        self._near[:, :, : self._near_count] = local
-        self._near_rotated = torch.empty_like(self._near[0])
-        self._rotated_count = 0
-        self._rotated_base = -1
-        self._far = (self._near[0, :, :0], self._near[1, :, :0])
-        self._chosen: Selection | None = None
-        self._far_places = self._far_positions = torch.empty(0, dtype=torch.int64)
+        self.fed_count = 0
+        if position != self._position:
+            self.close()
+            self._position = position
+            layout = self._layout
+            first = layout.near_start(position)
+            self.near_first = min(first * layout.block_size, position)
+            self._local = self._of_blocks(torch.arange(first, -(-position // layout.block_size)))
+            self.document_near = int((self._local.places >= 0).sum())
+            self._fed = self._lease(0)
+            self._sink = torch.arange(layout.sink_blocks(position))
+            self._chosen: Selection | None = None
+            self._played: Tensor | None = None  # what a recorded step chose
+            self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self.pool.device)
+            self.far_tokens = 0
+        self._make_room(room)
 
-    @property
-    def far_tokens(self) -> int:
-        return int(self._far[0].shape[1])
+    def close(self) -> None:
+        """Let go of all pages. On the thread that owns the pool; may be called twice."""
+        self._position = -1
+        for part in (*self._far, self._local, self._fed):
+            part.release()
+        self._far = []
+        self._hold_played(None)
 
     @property
     def chosen_blocks(self) -> Tensor:
         """Ids of the blocks attended beside sink and local window."""
+        if self._played is not None:
+            return self._played
         return self._sink[:0] if self._chosen is None else self._chosen.blocks
 
     @property
     def fed(self) -> Tensor:
         """Keys, un-rotated, and values of the tokens fed since `begin`: `(2, Hkv, n, d)`."""
-        return self._near[:, :, self.document_near : self._near_count]
+        pages = self.pool.pages(self._layer)
+        states = pages[self._fed.pages.to(pages.device)]  # (n, 2, Hkv, b, d)
+        return states.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.fed_count]
+
+    def document_mass(self, tokens: int) -> Tensor:
+        """Attention that each of the document's `tokens` tokens received in the last call, all heads: `(tokens,)`."""
+        received = self._mass.sum(dim=0).flatten()
+        places = torch.cat([part.places for part in (*self._far, self._local, self._fed)]).flatten()
+        ours = (places >= 0) & (places < tokens)
+        out = received.new_zeros(tokens)
+        out[places[ours].to(out.device)] = received[ours.to(out.device)]
+        return out
 
     @property
     def near_mass(self) -> Tensor:
         """Attention `(Hkv, n)` that the tokens from `near_first` on received in the last call."""
-        assert self.mass is not None
-        return self.mass[:, self.far_tokens :]
+        near = self._mass[:, sum(len(part.pages) for part in self._far) :].flatten(1)
+        return near[:, : self.document_near + self.fed_count]
 
-    def document_mass(self, tokens: int) -> Tensor:
-        """Attention that each of the document's `tokens` tokens received in the last call, all heads: `(tokens,)`."""
-        assert self.mass is not None
-        received = self.mass.sum(dim=0)
-        out = received.new_zeros(tokens)
-        near = torch.arange(self.near_first, tokens) if self._gaps is None else self._near_places
-        places = torch.cat([self._far_places, near]).to(out.device)
-        out[places] = received[: len(places)]
-        return out
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: `(H, W, d)`; key, value: `(Hkv, W, d)`, all un-rotated. Returns `(H, W, d)`."""
-        window = key.shape[1]
-        self._append(key, value)
-        self._bring(self._select(self._layer, query), call)
-        far_tokens, near_tokens = self.far_tokens, self._near_count
-        far_key, far_value = self._far
-        near_value = self._near[1, :, :near_tokens]
-        base = self._near_base()
-        if call.rotates:
-            near_key = self._rotate_near(base)
-            near_query = self._rotary(query, range(base + near_tokens - window, base + near_tokens))
-            far_query = near_query
-            if far_tokens and self._positions == "clamped":
-                far_query = self._rotary(query, range(self._layout.local, self._layout.local + 1))
+        start, window = self.fed_count, key.shape[1]
+        offset: int | Tensor
+        if self.recording:
+            base, offset, where = self._near_key, self._moment.offset, self._moment.query_positions
+            tables = self._tables
+            if self.selects:
+                self._choose(query)
         else:
-            near_key, near_query, far_query = self._near[0, :, :near_tokens], query, query
-        result = block_attention(
-            far_query,
-            near_query,
-            (far_key, far_value),
-            (near_key, near_value),
+            self._make_room(start + window)
+            self.fed_count += window
+            self._bring(self._select(self._layer, query))
+            base, offset = self._near_base(), start
+            first = base + self.document_near + start
+            where = _query_positions(first, window, self._far_query_position, query.device)
+            tables = self._rotary.halves(self._last_position(base))
+        near = self._list_near(base)
+        pages = self.pool.pages(self._layer)
+        write_pages(key, value, pages, near.slots[len(self._local.pages) :], offset)
+        result = paged_attention(
+            query,
+            pages[:, 0],
+            pages[:, 1],
+            self._far_list,
+            near,
+            where,
             scaling=call.scaling,
-            mask=self._mask(window, base, call, query.device),
+            rotation=tables if call.rotates else None,
+            sliding_window=call.sliding_window,
             want_mass=self.want_mass,
             workspace=self._workspace,
         )
-        self.mass = result.mass
+        if result.mass is not None:
+            self._mass = result.mass
         return result.out
 
-    def _append(self, key: Tensor, value: Tensor) -> None:
-        count, window = self._near_count, key.shape[1]
-        if count + window > self._near.shape[2]:
-            grown = self._near.new_empty((*self._near.shape[:2], 2 * (count + window), self._near.shape[3]))
-            grown[:, :, :count] = self._near[:, :, :count]
-            self._near, self._near_rotated = grown, torch.empty_like(grown[0])
-            self._rotated_count = 0
-        self._near[0, :, count : count + window] = key
-        self._near[1, :, count : count + window] = value
-        self._near_count += window
+    def next_positions(self) -> Tensor:
+        """Query positions `(2, 1)` of the next token that is fed."""
+        first = self._near_base() + self.document_near + self.fed_count
+        return _query_positions(first, 1, self._far_query_position, self.pool.device)
 
-    def _bring(self, selected: Tensor | Selection, call: Call) -> None:
-        """Gather and rotate the far keys: sink, blocks, single tokens; unless they are those of the call before."""
-        if isinstance(selected, Tensor):
-            selected = Selection(selected, self._sink[:0])
-        before = self._chosen
-        if (
-            before is not None
-            and torch.equal(selected.blocks, before.blocks)
-            and torch.equal(selected.tokens, before.tokens)
-        ):
+    @property
+    def pace(self) -> Tensor:
+        """By how much query positions `(2, 1)` differ from one token to the next."""
+        far = 1 if self._far_query_position is None else 0
+        return torch.tensor([[far], [1]], dtype=torch.int32, device=self.pool.device)
+
+    @property
+    def simple(self) -> bool:
+        """Whether a block's positions depend on nothing but the block."""
+        return self._gaps is None and self._positions == "original"
+
+    def record(self, moment: Moment, policy: RetrievalPolicy) -> None:
+        """Make ready for recorded steps: what they read has one place from now on."""
+        self._moment, self._policy = moment, policy
+        base = self._near_base()
+        self._list_near(base)
+        self._tables = self._rotary.halves(self._last_position(base))  # others may replace them by larger ones
+        if not isinstance(policy, PerToken):
             return
-        self._chosen = selected
-        read = torch.cat([self._sink, selected.read(self._layout.block_size)])
-        (keys, values), self._far_places = self._gather(read, selected)
-        if selected.states is not None and len(selected.tokens):
-            keys, values = torch.cat([keys, selected.states[0]], dim=1), torch.cat([values, selected.states[1]], dim=1)
-            self._far_places = torch.cat([self._far_places, selected.tokens])
-        if self._positions == "original":
-            self._far_positions = self._far_places - self._gaps_before(self._far_places)
-        elif self._positions == "compact":
-            self._far_positions = self._far_places.argsort().argsort()
-        else:
-            self._far_positions = torch.zeros_like(self._far_places)
-        if call.rotates and len(self._far_places):
-            if self._positions == "clamped":
-                keys = self._rotary(keys, range(1))
-            else:
-                keys = self._rotary.at(keys, self._far_positions.to(keys.device))
-        self._far = (keys, values)
+        most = len(moment.chosen)
+        self.pool.reserve_free(3 * most)  # so that what one token chose is still there for the next
+        far, sinks = self._far_list, len(self._sink)
+        extra = sinks + most - len(far.slots)
+        self._far_list = PageList(
+            pad(far.slots, (0, extra)), pad(far.positions, (0, 0, 0, extra), value=-1), far.count, far.as_stored
+        )
+        self._far_list.count.fill_(sinks + most)
+        self._table = self.pool.table(self._layer)
 
-    def _gather(self, ids: Tensor, selected: Selection | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of blocks `(2, Hkv, n, d)`, and which tokens they are `(n,)`. selected: what of them, if not
-        all."""
+    def reads(self) -> tuple[Tensor, ...]:
+        """What a recorded step reads besides its moment."""
+        return (self.pool.pages(self._layer), *self._tables)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more token can be fed where there are pages for it."""
+        return self.fed_count < self._fed.places.numel()
+
+    def is_where(self, reads: tuple[Tensor, ...]) -> bool:
+        """Whether the pages are still those that a recorded step reads."""
+        return self.pool.pages(self._layer) is reads[0]
+
+    def _choose(self, query: Tensor) -> None:
+        """Select on the device, and list what of it is in the pool."""
+        assert isinstance(self._policy, PerToken)
+        ids = self._policy.choose(self._layer, query).ids
+        self._moment.chosen.copy_(ids)
+        page = self._table[ids.clamp(min=0)]
+        there = (ids >= 0) & (page >= 0)
+        size, sinks = self._layout.block_size, len(self._sink)
+        places = ids[:, None] * size + torch.arange(size, dtype=torch.int32, device=ids.device)
+        self._far_list.slots[sinks:] = torch.where(there, page, 0)
+        self._far_list.positions[sinks:] = torch.where(there[:, None] & (places < self._position), places, -1)
+
+    def note_chosen(self, ids: Tensor, bring: bool) -> None:
+        """A recorded step chose these blocks, int64 `(n,)` on the CPU. bring: have them in the pool, and hold them."""
+        self._hold_played(self.pool.hold(self._layer, self.pool.bring(self._layer, ids)) if bring else None)
+        self._played = ids
         size = self._layout.block_size
-        states = _join(self._source.blocks(self._layer, ids))
-        places = (ids[:, None] * size + torch.arange(size)).flatten()
-        kept = places < self._position
-        if self._gaps is not None:
-            kept &= ~torch.isin(places, self._gaps)
-        if selected is not None:
-            kept &= shown(places, selected, self._sink, size)
-        return (states, places) if kept.all() else (states[:, :, kept.to(states.device)], places[kept])
+        self.far_tokens = int((self._position - torch.cat([self._sink, ids]) * size).clamp(max=size).sum())
 
-    def _gaps_before(self, places: Tensor) -> Tensor | int:
-        """How many tokens before each of `places` are no one's."""
-        return 0 if self._gaps is None else torch.searchsorted(self._gaps, places)
+    def _hold_played(self, hold: Hold | None) -> None:
+        if self._played_hold is not None:
+            self._played_hold.release()
+        self._played_hold = hold
+
+    @property
+    def _far_query_position(self) -> int | None:
+        """Where queries stand for the far keys, if that is one place."""
+        return self._layout.local if self._positions == "clamped" else None
 
     def _near_base(self) -> int:
         """The position that the first key of the local window takes."""
@@ -209,26 +266,102 @@ class LayerAttention:
             return self.near_first - int(self._gaps_before(torch.tensor(self.near_first)))
         return self.far_tokens if self._positions == "compact" else 0
 
-    def _rotate_near(self, base: int) -> Tensor:
-        """The near keys, rotated; those rotated before at the same base are kept."""
-        if base != self._rotated_base:
-            self._rotated_base, self._rotated_count = base, 0
-        start, end = self._rotated_count, self._near_count
-        self._near_rotated[:, start:end] = self._rotary(self._near[0, :, start:end], range(base + start, base + end))
-        self._rotated_count = end
-        return self._near_rotated[:, :end]
+    def _gaps_before(self, places: Tensor) -> Tensor | int:
+        """How many tokens before each of `places` are no one's."""
+        return 0 if self._gaps is None else torch.searchsorted(self._gaps, places)
 
-    def _mask(self, window: int, base: int, call: Call, device: torch.device) -> Tensor | None:
-        """True where a query may look: causal inside the window, within the sliding window where there is one."""
-        if call.sliding_window is None:
-            return None if window == 1 else _causal(window, device)
-        near = torch.arange(base, base + self._near_count, device=device)
-        query = near[-window:, None]
-        far_distance = query - self._far_positions.to(device)
+    def _last_position(self, base: int) -> int:
+        """Behind all positions that queries and keys may have."""
+        near = self._local.places.numel() + self._fed.places.numel()
+        return max(base + near, self._layout.local) + 1
+
+    def _make_room(self, tokens: int) -> None:
+        """Pages for so many fed tokens."""
+        size, have = self._layout.block_size, len(self._fed.pages)
+        if tokens > have * size:
+            more = self._lease(max(-(-tokens // size) - have, have))
+            pages = torch.cat([self._fed.pages, more.pages])
+            places = self._position + torch.arange(len(pages) * size).view(-1, size)
+            self._fed = _Pages(pages, places, (*self._fed.holds, *more.holds))
+            self._near_key = -1  # neither list is of these pages
+
+    def _lease(self, count: int) -> _Pages:
+        pages, hold = self.pool.lease(self._layer, count)
+        return _Pages(pages, torch.full((count, self._layout.block_size), -1), (hold,))
+
+    def _of_blocks(self, ids: Tensor, selected: Selection | None = None) -> _Pages:
+        """The pages of blocks, and which tokens they hold: no gaps, none behind the document's end, and of blocks that
+        are not selected as a whole those that are."""
+        size = self._layout.block_size
+        pages = self.pool.bring(self._layer, ids)
+        places = ids[:, None] * size + torch.arange(size)
+        hidden = places >= self._position
+        if self._gaps is not None:
+            hidden |= torch.isin(places, self._gaps)
+        if selected is not None:
+            hidden |= ~shown(places, selected, self._sink, size)
+        return _Pages(pages, places.masked_fill(hidden, -1), (self.pool.hold(self._layer, pages),))
+
+    def _bring(self, selected: Tensor | Selection) -> None:
+        """List the far pages: sink, blocks, and pages of single tokens; unless they are those of the call before."""
+        if isinstance(selected, Tensor):
+            selected = Selection(selected, self._sink[:0])
+        before = self._chosen
+        if (
+            before is not None
+            and self._played is None
+            and torch.equal(selected.blocks, before.blocks)
+            and torch.equal(selected.tokens, before.tokens)
+        ):
+            return
+        self._chosen, self._played, left = selected, None, self._far
+        read = torch.cat([self._sink, selected.read(self._layout.block_size)])
+        self._far = [self._of_blocks(read, selected)]
+        if selected.states is not None and len(selected.tokens):
+            self._far.append(self._of_tokens(selected.tokens, selected.states))
+        self._hold_played(None)
+        for part in left:  # after the new ones are held: what is in both stays where it is
+            part.release()
+        places = torch.cat([part.places for part in self._far])
+        there = places >= 0
+        self.far_tokens = int(there.sum())
+        positions = torch.full_like(places, -1)
         if self._positions == "clamped":
-            far_distance = torch.full_like(far_distance, self._layout.local)
-        distance = torch.cat([far_distance, query - near], dim=1)
-        return (distance >= 0) & (distance < call.sliding_window)
+            positions[there] = 0
+        elif self._positions == "original":
+            positions[there] = places[there] - self._gaps_before(places[there])
+        else:
+            positions[there] = places[there].argsort().argsort()
+        as_stored = self._positions == "clamped" and self._rotary.zero_is_identity
+        self._far_list = _list(torch.cat([part.pages for part in self._far]), positions, self.pool.device, as_stored)
+
+    def _of_tokens(self, tokens: Tensor, states: Tensor) -> _Pages:
+        """Pages of our own for single tokens, whose states are `(2, Hkv, m, d)`."""
+        size, count = self._layout.block_size, len(tokens)
+        found = self._lease(-(-count // size))
+        found.places.view(-1)[:count] = tokens
+        slots = found.pages.int().to(self.pool.device)
+        write_pages(states[0], states[1], self.pool.pages(self._layer), slots, 0)
+        return found
+
+    def _list_near(self, base: int) -> PageList:
+        """The local window's pages and those of fed tokens, from position `base` on."""
+        if self._near_key != base:
+            local = (self._local.places >= 0).flatten()
+            ranks = torch.where(local, local.cumsum(0) - 1 + base, -1).view(self._local.places.shape)
+            fed = base + self.document_near + torch.arange(self._fed.places.numel()).view(self._fed.places.shape)
+            pages = torch.cat([self._local.pages, self._fed.pages])
+            self._near = _list(pages, torch.cat([ranks, fed]), self.pool.device)
+            self._near_key = base
+        return self._near
+
+
+def kernels_run(rotary: Rotary) -> bool:
+    """Whether the kernels run, for a model with this rotation. Raises UsageError if they must and cannot."""
+    try:
+        return runs_triton("auto", "attention over pages", rotary.device)
+    except (BackendUnavailable, ValueError) as error:
+        raise UsageError(str(error), f"{VARIABLE} is one of {', '.join(get_args(Backend))}") from error
 
 
 def shown(places: Tensor, selected: Selection, sink: Tensor, block_size: int) -> Tensor:
@@ -239,12 +372,14 @@ def shown(places: Tensor, selected: Selection, sink: Tensor, block_size: int) ->
     return torch.isin(places // block_size, whole) | torch.isin(places, selected.tokens)
 
 
-@functools.lru_cache(maxsize=2)
-def _causal(window: int, device: torch.device) -> Tensor:
-    return torch.ones((window, window), dtype=torch.bool, device=device).tril()
+def _list(pages: Tensor, positions: Tensor, device: torch.device, as_stored: bool = False) -> PageList:
+    count = torch.tensor(len(pages), dtype=torch.int32)
+    slots, positions, count = (part.int().to(device, non_blocking=True) for part in (pages, positions, count))
+    return PageList(slots, positions, count, as_stored)
 
 
-def _join(blocks: Tensor) -> Tensor:
-    """`(n, 2, Hkv, b, d)` -> `(2, Hkv, n * b, d)`."""
-    n, two, heads, size, dim = blocks.shape
-    return blocks.permute(1, 2, 0, 3, 4).reshape(two, heads, n * size, dim)
+@functools.lru_cache(maxsize=4)
+def _query_positions(first: int, window: int, far: int | None, device: torch.device) -> Tensor:
+    """int32 `(2, W)`: where queries stand for far and near keys; all layers ask for the same."""
+    near = torch.arange(first, first + window, dtype=torch.int32, device=device)
+    return torch.stack([near if far is None else torch.full_like(near, far), near])

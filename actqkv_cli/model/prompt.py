@@ -1,4 +1,4 @@
-"""The prompt: the model's own chat template, split where the document ends (DESIGN section 3).
+"""The prompt: the model's own chat template, split where the document ends.
 
 Everything up to the end of the document is read once and stored; the question and what follows it are fed later.
 """

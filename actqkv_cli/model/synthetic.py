@@ -1,14 +1,15 @@
 """Random models of well-known shapes: whatever depends only on a model's shape can be measured with no download."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.files import WEIGHTS_INDEX, Progress
-from actqkv_cli.model.gguf import made_once
+from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.files import WEIGHTS_INDEX, write_json
+from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
+from actqkv_cli.progress import Progress
 
 TOKENIZER = "smollm2-135m"  # the model whose tokenizer they have: that of the smallest vocabulary
 _VERSION = 1  # of the weights: a change makes the models anew
@@ -126,8 +127,6 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     from tokenizers import Tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from actqkv_cli.model.load import quiet_transformers
-
     target.mkdir()
     for file in _TOKENIZER:
         if (tokenizer / file).is_file():
@@ -170,7 +169,7 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
         done += 2 * weight.numel()
     write()
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    (target / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(target / WEIGHTS_INDEX, index)
+    write_json(target / "config.json", config)
     if progress is not None:
         progress("make", total, total)

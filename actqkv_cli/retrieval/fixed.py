@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Step, Task, best
+from actqkv_cli.retrieval.policy import Pass, Task, best
 
 
 class FixedScores:
@@ -21,7 +21,7 @@ class FixedScores:
         else:
             self._chosen = [best(layer, task.blocks, candidates.start) for layer in ours]
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         pass
 
     def select(self, layer: int, queries: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ def lexical_index(reader: DocumentReader) -> Callable[[str], Tensor]:
 
     blocks = block_texts(reader)
     corpus = words(["".join(blocks[max(0, i - 1) : i + 2]) for i in range(len(blocks))])
-    index = bm25s.BM25()
-    if any(corpus):
+    index, empty, count = bm25s.BM25(), not any(corpus), len(blocks)
+    if not empty:
         index.index(corpus, show_progress=False)
 
     def scores(question: str) -> Tensor:
         asked = words([question])[0]
-        return torch.tensor(index.get_scores(asked)) if asked and any(corpus) else torch.zeros(len(blocks))
+        return torch.zeros(count) if empty or not asked else torch.tensor(index.get_scores(asked))
 
     return scores
 

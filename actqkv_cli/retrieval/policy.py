@@ -11,7 +11,7 @@ from actqkv_cli.errors import UsageError
 from actqkv_cli.store.manifest import RetrievalHead
 from actqkv_kernels import TopBlocks, top_blocks
 
-Step = Literal["scout", "question", "decode"]
+Pass = Literal["scout", "question", "decode"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class RetrievalPolicy(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
 
-    def begin(self, step: Step) -> None: ...
+    def begin(self, step: Pass) -> None: ...
 
     def select(self, layer: int, queries: Tensor) -> Tensor | Selection:
         """Ids of the candidates to attend to, ascending, on the CPU; or with tokens beside them. queries: `(H, W, d)`,
@@ -176,7 +176,7 @@ class PerToken(Unforeseen):
         self._token = -1
         self.chosen: dict[int, Tensor] = {}  # by layer, what it selected last
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         self._token = self._token + 1 if step == "decode" else -1
 
     @property

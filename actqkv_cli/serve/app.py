@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actqkv_cli.commands.output import note
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError
 from actqkv_cli.failures import foreseen
+from actqkv_cli.output import note
 from actqkv_cli.serve.reply import DONE, Reply, event, failure, problem
 from actqkv_cli.serve.request import LATEST, parse
 from actqkv_cli.serve.work import Begun, Gone, Job, Jobs

@@ -24,7 +24,7 @@ class Reply:
         }
 
     def whole(self, record: dict[str, Any]) -> dict[str, Any]:
-        """record: as `commands.answers.record` makes it."""
+        """record: as `answering.record` makes it."""
         message = {"role": "assistant", "content": record["answer"], "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(record)}
         head = {**self._head, "object": "chat.completion", "choices": [choice]}

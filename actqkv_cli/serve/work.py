@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actqkv_cli.commands import kept
-from actqkv_cli.commands.answers import bytes_read, record, without_trailing_space
-from actqkv_cli.commands.ask import budget_of, documents
+from actqkv_cli.answering import budget_of, bytes_read, documents, record, without_trailing_space
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, UsageError
 from actqkv_cli.failures import foreseen
+from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
 from actqkv_cli.serve.request import LATEST, ChatRequest, conversation
 from actqkv_cli.store.library import Entry
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.answer import Answer, Sampling
-    from actqkv_cli.engine.session import Run
+    from actqkv_cli.engine.run import Run
     from actqkv_cli.model.load import LoadedModel
     from actqkv_cli.model.prompt import EncodedQuestion
 
@@ -77,21 +76,23 @@ class Job:
 Jobs = queue.SimpleQueue[Job | None]
 
 
-def prepare(doc: str | None, settings: Settings) -> Settings:
+def prepare(doc: str | None, settings: Settings, runtime: Runtime) -> Settings:
     """Load the model of a document, and open it; returns the settings with that model, which from then on is the only
     one. Raises what these raise."""
     entries = documents([doc] if doc else [], False, settings.home)
-    with kept.model_of(entries, settings, quiet=False) as loaded:
-        kept.open_documents(entries)
+    with (
+        runtime.loaded(entries, settings, quiet=False) as (loaded, cache),
+        cache.pinned(entry.folder for entry in entries),
+    ):
         return settings.model_copy(update={"model": loaded.files.name})
 
 
-def work(jobs: Jobs, settings: Settings) -> None:
+def work(jobs: Jobs, settings: Settings, runtime: Runtime) -> None:
     """Do jobs until there is a None. What interrupts it is told to those who wait."""
     job: Job | None = None
     try:
         while job := jobs.get():
-            _do(job, settings)
+            _do(job, settings, runtime)
     except KeyboardInterrupt:
         while job:
             job.tell(Stopping("the server was stopped"))
@@ -99,13 +100,13 @@ def work(jobs: Jobs, settings: Settings) -> None:
         raise
 
 
-def _do(job: Job, settings: Settings) -> None:
+def _do(job: Job, settings: Settings, runtime: Runtime) -> None:
     try:
         job.check()
-        job.tell(_answer(job, settings))
+        job.tell(_answer(job, settings, runtime))
     except Gone:
         pass
-    except kept.OtherWorkerNeeded as error:
+    except OtherWorkerNeeded as error:
         job.tell(IdentityMismatch(error.message, "another `actqkv serve --doc` can serve it, on another --port"))
     except Exception as error:
         if os.environ.get("ACTQKV_DEBUG"):
@@ -113,23 +114,25 @@ def _do(job: Job, settings: Settings) -> None:
         job.tell(foreseen(error))
 
 
-def _answer(job: Job, settings: Settings) -> dict[str, Any]:
+def _answer(job: Job, settings: Settings, runtime: Runtime) -> dict[str, Any]:
     from actqkv_cli.engine.answer import Sampling
     from actqkv_cli.engine.session import session_over
     from actqkv_cli.model.prompt import encode_turns
 
-    kept.prune()
+    runtime.prune()
     request = job.request
     asked = request.settings(settings)
     entries = _documents(request, settings)
     instruction, turns, question = conversation(request.messages)
-    with kept.model_of(entries, asked, quiet=True) as loaded:
-        opened = kept.open_documents(entries)
+    with (
+        runtime.loaded(entries, asked, quiet=True) as (loaded, cache),
+        cache.pinned(entry.folder for entry in entries) as opened,
+    ):
         budget = budget_of(asked, opened)
         encoded = encode_turns(loaded.tokenizer, turns, question, instruction)
         _check_room(loaded, encoded, budget, asked.max_tokens)
         sampling = Sampling(asked.temperature, asked.top_p, asked.seed, asked.max_tokens)
-        with session_over(loaded.model, kept.context_of(opened), budget) as session:
+        with session_over(loaded.model, cache.context_of(opened), budget) as session:
             run = session.start(encoded, asked.policy, room=asked.max_tokens)
             job.tell(Begun([entry.id for entry in entries]))
             answer = _decode(job, run, loaded, sampling)

@@ -1,7 +1,6 @@
 """Files as a store needs them: written whole or not at all, read exactly or not at all."""
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import xxhash
 
-from actqkv_cli.errors import ActqkvError, DiskFull, StoreDamaged
+from actqkv_cli.errors import ActqkvError, DiskFull, StoreDamaged, out_of_space
 
 DAMAGED_HINT = "remove the document and ingest it again"
 DISK_FULL_HINT = "free some space, or raise the limit, and run the same command again: it resumes where it stopped"
 TEMPORARY = ".tmp"
 CHUNK = 1 << 22
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # O_NONBLOCK: opening a FIFO that someone put in the folder must fail the regular-file check, not hang.
 _READ_FLAGS = (
     os.O_RDONLY
@@ -52,7 +50,7 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if out_of_space(error):
             raise DiskFull(f"no space left on the disk while writing {path}", DISK_FULL_HINT) from error
         raise ActqkvError(f"cannot write {path}: {error.strerror or error}") from error
 

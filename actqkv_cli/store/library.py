@@ -18,9 +18,9 @@ from actqkv_cli.store.manifest import (
     MANIFEST,
     PROGRESS,
     Manifest,
-    Progress,
+    Unfinished,
     load_manifest,
-    load_progress,
+    load_unfinished,
 )
 
 _TRASH = ".trash-"
@@ -36,7 +36,7 @@ class Entry:
     id: str
     folder: Path
     manifest: Manifest | None
-    progress: Progress | None
+    progress: Unfinished | None
     error: str
     failure: ActqkvError | None  # behind `error`
     size: int
@@ -149,7 +149,7 @@ def sweep(home: Path) -> None:
 
 def _entry(folder: Path) -> Entry | None:
     """What a folder holds; None if it is no document's, or is gone by now."""
-    record: Progress | None = None
+    record: Unfinished | None = None
     broken, place = None, folder
     try:
         if (folder / MANIFEST).exists():
@@ -157,7 +157,7 @@ def _entry(folder: Path) -> Entry | None:
             record = load_manifest(folder)
         elif (folder / PROGRESS).exists():
             place = folder / PROGRESS
-            record = load_progress(folder)
+            record = load_unfinished(folder)
         elif _holds_parts(folder):
             raise damaged(folder / MANIFEST, "the file is missing")
         else:

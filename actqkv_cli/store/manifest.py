@@ -73,7 +73,7 @@ class Geometry(_Model):
         return self
 
 
-class Source(_Model):
+class SourceFile(_Model):
     """The ingested file: `name` without folder, sha256 of its bytes, `characters` = len(text)."""
 
     name: str = Field(min_length=1, max_length=255)
@@ -84,7 +84,7 @@ class Source(_Model):
     skipped: list[Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default=[], max_length=1_000_000)
 
     @model_validator(mode="after")
-    def _check(self) -> "Source":
+    def _check(self) -> "SourceFile":
         _printable(self.name)
         if any(page > self.page_count for page in self.skipped):
             raise ValueError("a skipped page is beyond the last page")
@@ -141,7 +141,7 @@ class Draft(_Model):
 
     format: Literal[1] = 1
     id: str = Field(pattern=ID_PATTERN)
-    source: Source
+    source: SourceFile
     model: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ShortText] = Field(max_length=64)
     geometry: Geometry
     reading: Reading
@@ -179,7 +179,7 @@ class Draft(_Model):
         return self
 
 
-class Progress(Draft):
+class Unfinished(Draft):
     """A draft and the segments that are on disk: the content of ingest.json."""
 
     segments: tuple[Segment, ...] = Field(default=(), max_length=_MAX_SEGMENTS)
@@ -189,7 +189,7 @@ class Progress(Draft):
         return min(len(self.segments) * self.geometry.segment_tokens, self.tokens)
 
     @model_validator(mode="after")
-    def _check_segments(self) -> "Progress":
+    def _check_segments(self) -> "Unfinished":
         if len(self.segments) > self.segment_count:
             raise ValueError("more segments than the document has")
         for number, segment in enumerate(self.segments):
@@ -198,7 +198,7 @@ class Progress(Draft):
         return self
 
 
-class Manifest(Progress):
+class Manifest(Unfinished):
     """A whole document: the content of manifest.json. `methods`: absent from documents of before there was one."""
 
     text: FileEntry
@@ -225,7 +225,7 @@ def synthetic_draft(
     name: str, geometry: Geometry, reading: Reading, tokens: int, characters: int = 0, **fields: Any
 ) -> Draft:
     """A draft of tokens that stand in no file, for calibrating and measuring."""
-    source = Source(name=name, sha256="0" * 64, page_count=1, characters=characters, extractor="none")
+    source = SourceFile(name=name, sha256="0" * 64, page_count=1, characters=characters, extractor="none")
     known = {"id": name, "source": source, "geometry": geometry, "reading": reading, "tokens": tokens}
     return Draft.model_validate({"model": {}, "document_start": 0, **known, **fields})
 
@@ -234,8 +234,8 @@ def segment_name(number: int) -> str:
     return f"kv-{number:05d}.safetensors"
 
 
-def encode(record: Progress) -> bytes:
-    """The file for `record` (Progress or Manifest): the same record gives the same bytes."""
+def encode(record: Unfinished) -> bytes:
+    """The file for `record` (Unfinished or Manifest): the same record gives the same bytes."""
     return jsonfile.encode(record.model_dump(mode="json"))
 
 
@@ -256,9 +256,9 @@ def load_manifest(folder: Path) -> Manifest:
     return _load(folder / MANIFEST, Manifest)
 
 
-def load_progress(folder: Path) -> Progress:
+def load_unfinished(folder: Path) -> Unfinished:
     """ingest.json of a document's folder. Raises IdentityMismatch, StoreDamaged."""
-    return _load(folder / PROGRESS, Progress)
+    return _load(folder / PROGRESS, Unfinished)
 
 
 def decisive(identity: Mapping[str, str]) -> dict[str, str]:
@@ -278,7 +278,7 @@ def check_identity(manifest_model: Mapping[str, str], current: Mapping[str, str]
             )
 
 
-_Record = TypeVar("_Record", bound=Progress)
+_Record = TypeVar("_Record", bound=Unfinished)
 
 
 def _load(path: Path, kind: type[_Record]) -> _Record:

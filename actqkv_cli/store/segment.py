@@ -24,7 +24,7 @@ from actqkv_cli.store.files import (
     read_exact,
     write_atomic,
 )
-from actqkv_cli.store.layout import TensorInfo, build_header, header_length, parse_header
+from actqkv_cli.store.header import TensorInfo, build_header, header_length, parse_header
 from actqkv_cli.store.manifest import Geometry, Segment
 
 PAGE = 4096

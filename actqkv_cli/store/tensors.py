@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor
 
 from actqkv_cli.store.files import CHUNK, Buffer, damaged, open_sized, read_exact, write_atomic
-from actqkv_cli.store.layout import ITEMSIZE, build_header, header_length, parse_header
+from actqkv_cli.store.header import ITEMSIZE, build_header, header_length, parse_header
 from actqkv_cli.store.manifest import INDEX, METHODS, TOKENS, Draft, FileEntry, Geometry
 from actqkv_cli.store.segment import DTYPES, NAMES, cache_dtype, host_bytes, raw
 

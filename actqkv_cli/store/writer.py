@@ -25,10 +25,10 @@ from actqkv_cli.store.manifest import (
     Draft,
     FileEntry,
     Manifest,
-    Progress,
     Segment,
+    Unfinished,
     encode,
-    load_progress,
+    load_unfinished,
     segment_name,
 )
 from actqkv_cli.store.segment import (
@@ -163,7 +163,7 @@ class DocumentWriter:
         if not (self.folder / PROGRESS).exists():
             return []
         try:
-            progress = load_progress(self.folder)
+            progress = load_unfinished(self.folder)
         except (StoreDamaged, IdentityMismatch) as error:
             self.warnings.append(f"starting over: {error.message}")
             return []
@@ -192,7 +192,7 @@ class DocumentWriter:
                 path.unlink()
 
     def _save_progress(self, segments: Sequence[Segment]) -> None:
-        progress = Progress.model_validate({**self._fields(), "segments": tuple(segments)})
+        progress = Unfinished.model_validate({**self._fields(), "segments": tuple(segments)})
         write_atomic(self.folder / PROGRESS, [encode(progress)])
 
     def _fields(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands import terminal
+from actqkv_cli import terminal
 from actqkv_cli.errors import ActqkvError
 from actqkv_cli.failures import fail, foreseen, interrupted
 from actqkv_cli.worker import endpoint

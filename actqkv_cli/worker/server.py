@@ -26,7 +26,8 @@ from actqkv_cli.worker import endpoint
 from actqkv_cli.worker.protocol import Connection, difference, fingerprint
 
 if TYPE_CHECKING:
-    from actqkv_cli.main import Call, Prompts
+    from actqkv_cli.main import Invocation, Prompts
+    from actqkv_cli.runtime import Runtime
 
 _FIRST_CLIENT = 60.0  # seconds for the client that started us to come
 _TICK = 5.0  # seconds between looks at whether what is kept is still wanted
@@ -69,7 +70,7 @@ class Client:
         self.gone = False
         self.request: dict[str, Any] = {}
         self.arrived = 0.0
-        self.call: Call | None = None
+        self.call: Invocation | None = None
         self.conversation: Prompts | None = None
         self._stopped = False
 
@@ -85,6 +86,7 @@ class Client:
         self._stopped = False
 
     def check(self) -> None:
+        """See `terminal.Check`."""
         if self.gone or self._stopped:
             self._stopped = False
             raise KeyboardInterrupt
@@ -109,26 +111,26 @@ class Worker:
         self._keep_alive = _FIRST_CLIENT
         self._began = self._last = time.monotonic()
         self._served = 0
-        self._kept: dict[str, Any] = {"model": None, "documents": []}  # as long as it imports
+        self._loaded: dict[str, Any] = {"model": None, "documents": []}  # as long as it imports
         self._listener = _listen(path)
         self._file = path.lstat()
         self._streams = _Output(self, "out"), _Output(self, "err")
 
     def serve(self) -> None:
         threading.Thread(target=self._accept, daemon=True).start()
-        from actqkv_cli.commands import kept  # after it listens: this imports what takes a moment
+        from actqkv_cli.runtime import Runtime  # after it listens: this imports what takes a moment
 
-        self._kept = kept.status()
-        while self._wanted():
-            try:
-                patience = _TICK if self._talking else min(_TICK, max(0, self._remaining()))
-                client, line = self._jobs.get(timeout=patience)
-            except queue.Empty:
-                kept.prune()
-            else:
-                self._do(client, line)
-            self._kept = kept.status()
-        self._retire("its time was up")
+        with Runtime() as runtime:
+            while self._wanted():
+                try:
+                    patience = _TICK if self._talking else min(_TICK, max(0, self._remaining()))
+                    client, line = self._jobs.get(timeout=patience)
+                except queue.Empty:
+                    runtime.prune()
+                else:
+                    self._do(client, line, runtime)
+                self._loaded = runtime.status()
+            self._retire("its time was up")
 
     def _wanted(self) -> bool:
         if self._talking or not self._jobs.empty():
@@ -208,6 +210,8 @@ class Worker:
         self._jobs.put((client, None))  # wakes the main thread
 
     def _status(self) -> dict[str, Any]:
+        import psutil  # not before it listens
+
         now = time.monotonic()
         busy = self.current is not None
         return {
@@ -219,13 +223,14 @@ class Worker:
             "served": self._served,
             "busy": busy,
             "conversations": len(self._talking),
-            "memory_bytes": _resident_bytes(),
-            **self._kept,
+            "waiting": self._jobs.qsize(),
+            "memory_bytes": psutil.Process().memory_info().rss,
+            **self._loaded,
         }
 
     # What happens on the main thread.
 
-    def _do(self, client: Client, line: str | None) -> None:
+    def _do(self, client: Client, line: str | None, runtime: "Runtime") -> None:
         if self._stopping:
             for talking in [*self._talking]:
                 talking.send(err="error: the worker was stopped\n", exit=1)
@@ -236,22 +241,21 @@ class Worker:
             client.send(replaced="this worker was stopped")
         else:
             self._served += 1  # before its client knows that it was
-            self._serve(client, line)
+            self._serve(client, line, runtime)
             self._last = time.monotonic()
 
-    def _serve(self, client: Client, line: str | None) -> None:
+    def _serve(self, client: Client, line: str | None, runtime: "Runtime") -> None:
         """A client's command up to its end, or to where it asks for a line."""
-        from actqkv_cli.commands import kept, terminal
+        from actqkv_cli.runtime import OtherWorkerNeeded
 
         client.send(begun=True)
         self.current = client
         sys.stdout, sys.stderr = self._streams
         try:
-            with terminal.checked_by(client.check):
-                outcome = self._step(client, line)
+            outcome = self._step(client, line, runtime)
         except Declined:
             client.send(declined=True)
-        except kept.OtherWorkerNeeded as reason:
+        except OtherWorkerNeeded as reason:
             self._retire(reason.message)
             client.send(replaced=reason.message)
         except KeyboardInterrupt:
@@ -270,15 +274,21 @@ class Worker:
             os.chdir("/")  # so that no client's disk is kept from being unmounted
         self._end(client)
 
-    def _step(self, client: Client, line: str | None) -> int | str:
+    def _step(self, client: Client, line: str | None, runtime: "Runtime") -> int | str:
         from actqkv_cli import main
-        from actqkv_cli.commands import kept
+        from actqkv_cli.runtime import OtherWorkerNeeded
 
         self._step_into(client.request)
         if client.conversation is not None and client.call is not None:
             return main.go_on(client.call, client.conversation, line)
-        passes = (Declined, kept.OtherWorkerNeeded)
-        client.call = main.Call(client.request["argv"], client.arrived, self._place, passes)
+        client.call = main.Invocation(
+            client.request["argv"],
+            client.arrived,
+            self._place,
+            lambda: contextlib.nullcontext(runtime),
+            client.check,
+            passes=(Declined, OtherWorkerNeeded),
+        )
         outcome = main.start(client.call)
         if isinstance(outcome, int):
             return outcome
@@ -348,15 +358,3 @@ class _Input(io.BytesIO):
 
     def isatty(self) -> bool:
         return self._terminal
-
-
-def _resident_bytes() -> int:
-    """Of this process now; its peak where the system has no /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -5,12 +5,11 @@ the definition. Importing this package imports neither triton nor transformers.
 """
 
 from actqkv_kernels.activation_probe import activation_probe
-from actqkv_kernels.block_attention import Workspace, block_attention
 from actqkv_kernels.block_scores import block_scores, density
 from actqkv_kernels.budget_shares import budget_shares
 from actqkv_kernels.key_bounds import bound_scores, key_bounds
 from actqkv_kernels.page_writes import write_pages
-from actqkv_kernels.paged_attention import PageList, paged_attention
+from actqkv_kernels.paged_attention import PageList, Workspace, paged_attention
 from actqkv_kernels.representatives import anchor_representatives, mean_representatives
 from actqkv_kernels.top_blocks import TopBlocks, top_blocks
 
@@ -20,7 +19,6 @@ __all__ = [
     "Workspace",
     "activation_probe",
     "anchor_representatives",
-    "block_attention",
     "block_scores",
     "bound_scores",
     "budget_shares",

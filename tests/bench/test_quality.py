@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,33 +64,34 @@ class TestJoined:
 class TestResults:
     ROW = Measured("1", "task", "document", 9, "heads", 960, {"nll": 1.5}, 0.25)
     BOTH = (ROW, replace(ROW, policy="full"))  # one question under two settings
+    WANTED = MappingProxyType({("task", document, n): 2 for document in ("document", "other") for n in ("1", "2")})
 
     def test_a_run_goes_on_where_it_was(self, tmp_path: Path) -> None:
-        assert results.resume(tmp_path / "run", {"a": [1, 2]}, 2) == []
+        assert results.resume(tmp_path / "run", {"a": [1, 2]}, self.WANTED) == []
         results.append(tmp_path / "run", self.BOTH)
         other = [replace(row, document="other") for row in self.BOTH]  # the same question of another document
         results.append(tmp_path / "run", other)
-        assert results.resume(tmp_path / "run", {"a": [1, 2]}, 2) == [*self.BOTH, *other]
+        assert results.resume(tmp_path / "run", {"a": [1, 2]}, self.WANTED) == [*self.BOTH, *other]
 
     @pytest.mark.parametrize("cut", [1, 10, 130, 200])
     def test_a_question_cut_by_a_kill_is_measured_again(self, cut: int, tmp_path: Path) -> None:
         """In the middle of a line, and between the lines of a question."""
         second = [replace(row, example="2") for row in self.BOTH]
-        results.resume(tmp_path, {}, 2)
+        results.resume(tmp_path, {}, self.WANTED)
         results.append(tmp_path, self.BOTH)
         results.append(tmp_path, second)
         path = tmp_path / results.ROWS
         size = len(path.read_bytes()) // 4  # of a row, about
         assert 2 * size > 200
         path.write_bytes(path.read_bytes()[:-cut])
-        assert results.resume(tmp_path, {}, 2) == list(self.BOTH)
+        assert results.resume(tmp_path, {}, self.WANTED) == list(self.BOTH)
         results.append(tmp_path, second)
-        assert results.resume(tmp_path, {}, 2) == [*self.BOTH, *second]
+        assert results.resume(tmp_path, {}, self.WANTED) == [*self.BOTH, *second]
 
     def test_another_run_is_refused(self, tmp_path: Path) -> None:
-        results.resume(tmp_path, {"model": "a"}, 1)
+        results.resume(tmp_path, {"model": "a"}, {})
         with pytest.raises(UsageError, match="model differs"):
-            results.resume(tmp_path, {"model": "b"}, 1)
+            results.resume(tmp_path, {"model": "b"}, {})
 
 
 def test_a_documents_characters_stay_as_they_are() -> None:

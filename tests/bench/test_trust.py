@@ -13,6 +13,7 @@ from actqkv_cli.bench.examples import UNANSWERABLE
 from actqkv_cli.bench.paired import Measured
 from actqkv_cli.bench.results import ROWS
 from actqkv_cli.bench.trust import calibration_error, fit, report
+from actqkv_cli.engine.confidence import evidence, weighed
 
 
 def row(number: int, answerable: bool, likelihood: float, strength: float, right: bool, answer: str = "so") -> Measured:
@@ -51,5 +52,10 @@ def test_the_report_says_how_many_are_declined(tmp_path: Path) -> None:
     assert done.stdout.strip() == report(told_apart)
     assert "hybrid 448" in done.stdout
     assert "100 % of 100 unanswerable, 5 % of 100 answerable" in done.stdout
+    as_it_is = done.stdout.partition("as it is: ")[2]
+    seen = [(v["likelihood"], v["least"], v["strength"], None) for v in (one.values for one in told_apart)]
+    trusted = [weighed(one.answer, evidence(*by)).answered for one, by in zip(told_apart, seen, strict=True)]
+    declined = [kind.count(False) for kind in (trusted[100:], trusted[:100])]
+    assert as_it_is.startswith("declined {} % of 100 unanswerable, {} % of 100 answerable".format(*declined))
     assert "100 % of 100 unanswerable" not in report(alike)
     assert "needs" in report(rows)

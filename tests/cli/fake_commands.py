@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from actqkv_cli import main
-from actqkv_cli.commands import kept, terminal
+from actqkv_cli.runtime import OtherWorkerNeeded
 from actqkv_cli.worker import server
 
 server._SEND = float(os.environ.get("FAKE_SEND", server._SEND))
@@ -26,15 +26,15 @@ def fake(
     context: typer.Context, words: list[str], keep_alive: main.KeepAlive = None, as_json: main.Json = False
 ) -> Generator[str, str | None, None] | None:
     """What a test asks for."""
-    main._place(context, main._settings(keep_alive=keep_alive))
-    return globals()[words[0]](*words[1:])
+    call = main._place(context, main._settings(keep_alive=keep_alive))
+    return globals()[words[0]](call, *words[1:])
 
 
-def pid() -> None:
+def pid(call: main.Invocation) -> None:
     print(os.getpid())
 
 
-def see(*_: str) -> None:
+def see(call: main.Invocation, *_: str) -> None:
     """All that a command can see of its caller."""
     seen = {
         "cwd": str(Path.cwd()),
@@ -47,48 +47,48 @@ def see(*_: str) -> None:
     print("ein Wörtchen auf stderr", file=sys.stderr)
 
 
-def count(number: str, seconds: str = "0.05") -> None:
+def count(call: main.Invocation, number: str, seconds: str = "0.05") -> None:
     for i in range(int(number)):
         sys.stdout.write(f"{i} ")
         sys.stdout.flush()
-        terminal.check()
+        call.check()
         time.sleep(float(seconds))
     print()
 
 
-def fail(message: str) -> None:
+def fail(call: main.Invocation, message: str) -> None:
     raise ZeroDivisionError(message)
 
 
-def die() -> None:
+def die(call: main.Invocation) -> None:
     print("half an", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang() -> None:
+def hang(call: main.Invocation) -> None:
     print("hanging", flush=True)
     time.sleep(60)
 
 
-def flood(megabytes: str) -> None:
+def flood(call: main.Invocation, megabytes: str) -> None:
     for _ in range(int(megabytes)):
         print("x" * (1 << 20))
 
 
-def keep(name: str) -> None:
+def keep(call: main.Invocation, name: str) -> None:
     global _keeps
     if _keeps not in ("", name):
-        raise kept.OtherWorkerNeeded(f"{_keeps} is kept here")
+        raise OtherWorkerNeeded(f"{_keeps} is kept here")
     _keeps = name
     print(name, os.getpid())
 
 
-def talk(closed: str = "") -> Generator[str, str | None, None]:
+def talk(call: main.Invocation, closed: str = "") -> Generator[str, str | None, None]:
     """Repeats what it is told, counts when it is told to, and tells a file when it is closed."""
     try:
         while (line := (yield "say> ")) is not None:
             try:
-                count("200") if line == "count" else print(f"you said {line!r}", flush=True)
+                count(call, "200") if line == "count" else print(f"you said {line!r}", flush=True)
             except KeyboardInterrupt:
                 print("stopped", flush=True)
         print("bye")

@@ -119,7 +119,7 @@ def save_tiny_model(folder: Path, texts: Sequence[str]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from actqkv_cli.model.load import quiet_transformers
+    from actqkv_cli.model.quiet import quiet_transformers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -203,7 +203,7 @@ def test_exit_7_no_memory_for_the_model(library: Sandbox) -> None:
     import resource
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+        resource.setrlimit(resource.RLIMIT_AS, (650 << 20, 650 << 20))
 
     done = library.run("ask", "Who?", "--json", preexec_fn=limit)
     assert done.code == done.json["error"]["exit_code"] == 7

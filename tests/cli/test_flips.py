@@ -7,11 +7,12 @@ from typing import Any
 
 from sandbox import Sandbox, flip
 
-from actqkv_cli.commands.models import load, locate
+from actqkv_cli.commands.models import locate
 from actqkv_cli.config import Settings
 from actqkv_cli.engine.answer import Sampling, decode
 from actqkv_cli.engine.session import open_session
 from actqkv_cli.errors import IdentityMismatch, StoreDamaged
+from actqkv_cli.loading import load
 from actqkv_cli.model.prompt import encode_question
 from actqkv_cli.retrieval.sources import passages
 from actqkv_cli.store.reader import DocumentReader

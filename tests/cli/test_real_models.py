@@ -78,9 +78,10 @@ def test_the_same_question_gets_the_same_answer(handbook: tuple[Sandbox, Done], 
 
 
 def test_most_questions_find_their_page(handbook: tuple[Sandbox, Done], answered: dict[str, Any]) -> None:
-    from actqkv_cli.commands.models import load, locate
+    from actqkv_cli.commands.models import locate
     from actqkv_cli.config import Settings
     from actqkv_cli.engine.session import open_session
+    from actqkv_cli.loading import load
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.retrieval.sources import passages
     from actqkv_cli.store.reader import DocumentReader

@@ -75,6 +75,12 @@ def begin(box: Sandbox, *args: str) -> "subprocess.Popen[str]":
     return process
 
 
+def until_waiting(box: Sandbox, count: int) -> None:
+    """Until so many commands wait for the one that the worker is busy with."""
+    while box.run("worker", "status", "--json").json["waiting"] < count:
+        time.sleep(0.1)
+
+
 def is_end_of(out: str, numbers: str) -> bool:
     """Whether this is what was left to read of a command that had begun to count."""
     return numbers.endswith(out) and len(out) > len(numbers) - 6
@@ -390,7 +396,7 @@ def test_those_who_wait_may_leave(fake: Sandbox) -> None:
     first = begin(fake, "chat", "count", "200")
     asked, killed = fake.start("chat", "count", "200"), fake.start("chat", "count", "200")
     last = fake.start("chat", "count", "3")
-    time.sleep(1)  # until they wait
+    until_waiting(fake, 3)
     asked.send_signal(signal.SIGINT)
     killed.kill()
     assert finish(asked).code == 130
@@ -613,7 +619,7 @@ class Terminal:
                 return self.wait_for(text, 2)
         return self.wait_for(text)
 
-    def wait_for(self, text: str, seconds: float = 20) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Until `text` is shown, escape sequences left out; what came before it is forgotten."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:

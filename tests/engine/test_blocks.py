@@ -65,7 +65,7 @@ def test_pages_hold_what_was_brought_whatever_is_read_ahead_held_and_leased(stor
         for layer, ids, pages, _ in held:
             assert (pool.pages(layer)[pages] == (-7.0 if ids is None else store.content[layer, ids])).all()
         while len(held) > 5:
-            held.pop(int(torch.randint(0, len(held), (1,), generator=draw)))
+            held.pop(int(torch.randint(0, len(held), (1,), generator=draw)))[3].release()
 
 
 def test_what_was_used_last_stays(store: Store) -> None:
@@ -91,7 +91,11 @@ def test_a_pool_of_which_all_is_held_grows(store: Store) -> None:
     for other in ([5, 6], [7], [8, 9, 10]):
         pool.bring(0, torch.tensor(other))
     assert torch.equal(pool.pages(0)[pages], store.content[0, ids])
-    assert hold is not None
+    size = len(pool.pages(0))
+    hold.release()
+    hold.release()
+    pool.bring(0, torch.tensor([11, 12, 13, 14]))
+    assert len(pool.pages(0)) == size
 
 
 def test_what_is_read_ahead_is_read_once(store: Store) -> None:

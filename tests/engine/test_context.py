@@ -209,3 +209,16 @@ def test_what_was_said_is_no_source(tmp_path: Path) -> None:
         ranking[[3, 10, 144 // tiny.BLOCK, blocks - 1]] = torch.tensor([2.0, 1.0, 9.0, 8.0])
         found = [source.passage for source in context.sources(ranking, set(range(blocks)))]
         assert [(passage.blocks, passage.score) for passage in found] == [((3, 3), 1.0), ((10, 10), 0.5)]
+
+
+def test_what_was_read_of_documents_stays_for_the_next_question(tmp_path: Path) -> None:
+    """Though the row that they were asked in is another one, as it is for each turn of a conversation."""
+    folders = [stored(tmp_path, length, seed) for seed, length in enumerate((141, 96))]
+    question = tiny.question(tiny.tokens(9, 10))
+    with documents(*folders) as opened:
+        read = []
+        for _ in range(2):
+            with session_over(tiny.model(), context_of(opened, tiny.model()), BUDGET) as session:
+                session.start(question, "hybrid", 1)
+            read.append(sum(document.reader.bytes_read.blocks for document in opened))
+    assert read[0] == read[1] > 0

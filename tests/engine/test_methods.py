@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actqkv_cli.engine.blocks import tokens_at
 from actqkv_cli.engine.methods import snapkv_scores
-from actqkv_cli.store.manifest import load_progress
+from actqkv_cli.store.manifest import load_unfinished
 from actqkv_cli.store.writer import DocumentWriter
 
 TOKENS = 299  # 37 blocks and 3 tokens: fewer than there are anchors
@@ -164,7 +164,7 @@ def test_with_baselines_an_interrupted_reading_starts_over(representative: str, 
 
         with pytest.raises(Interrupted):
             tiny.ingest(model, ids, folder, how, tiny.HEADS, 64, stop)
-        assert load_progress(folder).tokens_done > 0
+        assert load_unfinished(folder).tokens_done > 0
         with DocumentWriter.open(folder, tiny.draft(model, ids, "document", how, tiny.HEADS, 64)) as writer:
             assert writer.segments == ()
             assert [warning.split(":")[0] for warning in writer.warnings] == ["starting over"]

@@ -7,11 +7,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from actqkv_cli.engine.layer import LayerAttention, Positions
+from actqkv_cli.engine.blocks import BlockPool
+from actqkv_cli.engine.layer import Layer, Positions
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import Call, Rotary
+from actqkv_cli.model.attention import AttentionCall, Rotary
 from actqkv_cli.retrieval.policy import Selection
 from actqkv_kernels import Workspace
+from actqkv_kernels.paged_attention import rotated as turn
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 POSITION = 157  # of the first query: within a block
@@ -85,7 +87,8 @@ def test_every_pair_stands_at_its_distance(
         ids, tokens = torch.tensor(chosen).long(), torch.tensor(beside).long()
         return Selection(ids, tokens, document.tokens[:, :, tokens] if given else None) if loose else ids
 
-    layer = LayerAttention(0, document, select, rotary, layout, positions, Workspace())
+    pool = BlockPool(document.blocks, 1, 25, torch.device("cpu"))
+    layer = Layer(0, pool, select, rotary, layout, positions, Workspace())
     layer.want_mass = True
     layer.begin(POSITION, 2)  # less room than is needed
     near_first = layout.near_start(POSITION) * tiny.BLOCK
@@ -94,7 +97,7 @@ def test_every_pair_stands_at_its_distance(
         query = torch.randn(HEADS, window, DIM, generator=draw)
         key, value = torch.randn(2, KV_HEADS, window, DIM, generator=draw)
         fed = torch.cat([fed, torch.stack([key, value])], dim=2)
-        ours = layer.attend(query, key, value, Call(DIM**-0.5, rotates, sliding))
+        ours = layer.attend(query, key, value, AttentionCall(DIM**-0.5, rotates, sliding))
 
         blocks = [torch.arange(i * tiny.BLOCK, (i + 1) * tiny.BLOCK) for i in [0, *chosen]]
         far = torch.cat([*blocks, torch.tensor(beside).long()]).sort().values
@@ -118,5 +121,8 @@ def test_rotation_depends_on_the_distance_alone() -> None:
     """What the dense computation above takes for granted."""
     rotary = Rotary(tiny.model("yarn"))
     q, k = torch.randn(2, 1, 1, DIM, generator=torch.Generator().manual_seed(0))
-    products = [(rotary(q, range(s + 7, s + 8)) * rotary(k, range(s, s + 1))).sum() for s in (0, 50, 1500)]
+    tables = rotary.halves(1600)
+    products = [
+        (turn(q, torch.tensor([s + 7]), tables) * turn(k, torch.tensor([s]), tables)).sum() for s in (0, 50, 1500)
+    ]
     torch.testing.assert_close(products[1:], [products[0]] * 2, atol=1e-3, rtol=1e-3)

@@ -1,5 +1,6 @@
 """A recorded step is a step: whatever was missing, and whatever happened between."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from actqkv_cli.engine import layers, prefill, recorded, session
+from actqkv_cli.engine import layer as layer_module
+from actqkv_cli.engine import recorded
+from actqkv_cli.engine import run as run_module
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.recorded import RecordedStep
-from actqkv_cli.engine.session import Run, Session
+from actqkv_cli.engine.run import Run
+from actqkv_cli.engine.session import Session
 
 BUDGET = tiny.SINK + tiny.LOCAL + 3 * tiny.BLOCK
 ANSWER = tiny.tokens(12, 5).tolist()
@@ -20,9 +24,11 @@ POLICIES = ["hybrid", "actqkv", "quest", "actqkv:every4", "acre"]
 
 
 @pytest.fixture(autouse=True)
-def _on_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (layers, session, prefill):
-        monkeypatch.setattr(module, "paged", lambda rotary: True)
+def _as_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are recorded as where kernels run, and the definition computes what they are asked for."""
+    monkeypatch.setattr(layer_module, "kernels_run", lambda rotary: True)
+    attend = functools.partial(layer_module.paged_attention, backend="reference")
+    monkeypatch.setattr(layer_module, "paged_attention", attend)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def start(of: Session, policy: str, room: int = len(ANSWER)) -> Run:
 def by_hand(folder: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Logits of every step of the answer, none of them recorded."""
     with opened(folder) as asked, monkeypatch.context() as patch:
-        patch.setattr(session, "recordable", lambda run: False)
+        patch.setattr(run_module, "recordable", lambda layers, policy: False)
         run = start(asked, policy)
         return torch.stack([run.step(token) for token in ANSWER])
 
@@ -147,3 +153,14 @@ def test_a_pool_that_grows_is_read_where_it_then_is(
             found.append(run.step(token))
     torch.testing.assert_close(torch.stack(found), expected, atol=1e-4, rtol=1e-4)
     assert played == [True] * len(ANSWER)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_steps_held_is_let_go(policy: str, document: Path) -> None:
+    with opened(document) as asked:
+        pool = asked.context.pool
+        run = start(asked, policy)
+        for token in ANSWER:
+            run.step(token)
+        run.close()
+        assert pool._held.sum() == 0

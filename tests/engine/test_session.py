@@ -21,6 +21,7 @@ from actqkv_cli.store.manifest import METHODS
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in, write_tensors
 from actqkv_cli.store.verify import verify_document
+from actqkv_kernels import PageList
 
 BUDGET = tiny.SINK + tiny.LOCAL + 5 * tiny.BLOCK  # 5 retrieved blocks for each layer while reading, 9 for a question
 
@@ -151,19 +152,27 @@ def test_half_precision_stays_near(tmp_path: Path) -> None:
 
 
 class Attended:
-    """Notes what block_attention is given: how many keys beside the window, and the far values themselves."""
+    """Notes what `paged_attention` is given: how many keys there are to see beside the window, and the far values."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.beside: list[int] = []
         self.far_values: list[Tensor] = []
-        real = layer_module.block_attention
+        real = layer_module.paged_attention
 
-        def noting(far_query: Tensor, near_query: Tensor, far: Any, near: Any, **options: Any) -> Any:
-            self.beside.append(far[0].shape[1] + near[0].shape[1] - near_query.shape[1])
-            self.far_values.append(far[1].clone())
-            return real(far_query, near_query, far, near, **options)
+        def noting(
+            query: Tensor, keys: Tensor, values: Tensor, far: PageList, near: PageList, where: Tensor, **options: Any
+        ) -> Any:
+            there = []
+            for side, now in ((far, where[0]), (near, where[1])):
+                listed = torch.arange(len(side.slots))[:, None] < side.count
+                there.append(listed & (side.positions >= 0) & (side.positions <= now.max()))
+            used = torch.cat([side.slots[seen.any(dim=1)] for side, seen in zip((far, near), there, strict=True)])
+            assert len(used.unique()) == len(used)  # no page twice
+            self.beside.append(sum(int(seen.sum()) for seen in there) - query.shape[1])
+            self.far_values.append(values[far.slots].transpose(1, 2)[there[0]].transpose(0, 1).clone())
+            return real(query, keys, values, far, near, where, **options)
 
-        monkeypatch.setattr(layer_module, "block_attention", noting)
+        monkeypatch.setattr(layer_module, "paged_attention", noting)
 
 
 @pytest.mark.parametrize("tokens", [40, 301, 304])

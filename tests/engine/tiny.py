@@ -26,7 +26,7 @@ from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import EncodedQuestion
-from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, Reading, RetrievalHead, Source
+from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, Reading, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
@@ -131,7 +131,7 @@ def draft(
 ) -> Draft:
     return Draft(
         id=name,
-        source=Source(name=name, sha256="0" * 64, page_count=1, characters=len(words(ids)), extractor="none"),
+        source=SourceFile(name=name, sha256="0" * 64, page_count=1, characters=len(words(ids)), extractor="none"),
         model={},
         geometry=geometry(of, segment_tokens),
         reading=how,

@@ -1,5 +1,6 @@
 """The first invariant: with every token attended at its true position, the answer is that of stock transformers."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import tiny
 import torch
 from torch import Tensor
 
+from actqkv_cli.errors import UsageError
 from actqkv_cli.model import attention
 from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, feed, first_layers
+from actqkv_kernels.paged_attention import rotated
 
 DOCUMENT, QUESTION, ANSWER = 157, 11, 4  # the document ends within a block
 TOLERANCE = 1e-4
@@ -69,14 +72,14 @@ def test_the_comparison_notices_a_lost_block(tmp_path: Path) -> None:
 def test_the_comparison_notices_a_lost_sliding_window(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = attention.Call
-    monkeypatch.setattr(attention, "Call", lambda **call: real(**{**call, "sliding_window": None}))
+    real = attention.AttentionCall
+    monkeypatch.setattr(attention, "AttentionCall", lambda **call: real(**{**call, "sliding_window": None}))
     assert difference(family, tmp_path / "document", "full") > 1e-2
 
 
 def test_the_comparison_notices_rotation_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = attention.Call
-    monkeypatch.setattr(attention, "Call", lambda **call: real(**{**call, "rotates": True}))
+    real = attention.AttentionCall
+    monkeypatch.setattr(attention, "AttentionCall", lambda **call: real(**{**call, "rotates": True}))
     assert difference("smollm3", tmp_path / "document", "full") > 1e-2
 
 
@@ -88,16 +91,25 @@ def test_beyond_the_first_table_of_angles() -> None:
     for start in (0, 1022, 5000, 70):
         cos, sin = model.model.rotary_emb(x, torch.arange(start, start + 3)[None])
         half = torch.cat([-x[..., 8:], x[..., :8]], dim=-1)
-        expected = x * cos + half * sin
-        torch.testing.assert_close(rotary(x, range(start, start + 3)), expected)
-        torch.testing.assert_close(rotary.at(x, torch.arange(start, start + 3)), expected)
-    flipped = torch.tensor([9000, 3, 3])
-    expected = torch.cat([rotary(x[:, i : i + 1], range(p, p + 1)) for i, p in enumerate(flipped.tolist())], 1)
-    torch.testing.assert_close(rotary.at(x, flipped), expected)
+        tables = rotary.halves(start + 3)
+        torch.testing.assert_close(rotated(x, torch.arange(start, start + 3), tables), x * cos + half * sin)
+
+
+def test_a_rotation_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of neighbouring channels: it would be answered wrongly."""
+    model = tiny.model("llama")
+    module = sys.modules[type(model.model.layers[0].self_attn).__module__]
+
+    def interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return q * cos + torch.stack([-q[..., 1::2], q[..., ::2]], dim=-1).flatten(-2) * sin, k
+
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", interleaved)
+    with pytest.raises(UsageError, match="halves"):
+        Rotary(model)
 
 
 class _Raises:
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: attention.Call) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: attention.AttentionCall) -> Tensor:
         raise RuntimeError("in the middle of a layer")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from actqkv_cli.errors import ModelUnavailable, UsageError
-from actqkv_cli.model.files import Digests, resolve
+from actqkv_cli.model.files import Digests
+from actqkv_cli.model.resolve import resolve
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "transformers_version": "5.16.0", "dtype": "bfloat16"}
 

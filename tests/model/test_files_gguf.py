@@ -12,9 +12,9 @@ from safetensors import safe_open
 from tokenizers import pre_tokenizers
 
 from actqkv_cli.errors import OutOfMemory, UsageError
-from actqkv_cli.model.files import resolve
 from actqkv_cli.model.gguf import byte_level_tokenizer
 from actqkv_cli.model.load import load_model
+from actqkv_cli.model.resolve import resolve
 
 WORDS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "he", "<|end|>", "<think>"]
 KINDS = [1] * (len(WORDS) - 2) + [3, 4]

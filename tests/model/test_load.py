@@ -12,8 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from actqkv_cli.errors import OutOfMemory, UsageError
 from actqkv_cli.model import load
-from actqkv_cli.model.files import ModelFiles, resolve
-from actqkv_cli.model.load import choose_device, choose_dtype, load_model, load_tokenizer, refuse_unfit
+from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.model.load import choose_device, choose_dtype, load_model, load_tokenizer
+from actqkv_cli.model.quiet import quiet_transformers
+from actqkv_cli.model.resolve import resolve
+from actqkv_cli.model.supported import SUPPORTED, refuse_unfit
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def tiny(tmp_path: Path) -> ModelFiles:
         num_key_value_heads=2,
     )
     folder = tmp_path / "tiny"
-    with load.quiet_transformers():
+    with quiet_transformers():
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={sign: n for n, sign in enumerate(alphabet)}, merges=[]))
@@ -87,7 +90,7 @@ def test_long_texts_bring_no_warning(tiny: ModelFiles, capfd: pytest.CaptureFixt
 def test_quiet_transformers_puts_the_settings_back() -> None:
     logging = transformers.utils.logging
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with contextlib.suppress(ZeroDivisionError), load.quiet_transformers():
+    with contextlib.suppress(ZeroDivisionError), quiet_transformers():
         assert logging.get_verbosity() == logging.ERROR
         assert not logging.is_progress_bar_enabled()
         raise ZeroDivisionError
@@ -125,6 +128,7 @@ def test_damaged_weights_are_refused(tiny: ModelFiles) -> None:
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
         RuntimeError("MPS backend out of memory"),
+        OSError(12, "Cannot allocate memory"),
     ],
 )
 def test_out_of_memory(tiny: ModelFiles, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +199,7 @@ def test_an_unknown_type() -> None:
 # Models that do not fit
 
 
-@pytest.mark.parametrize("family", load.SUPPORTED)
+@pytest.mark.parametrize("family", SUPPORTED)
 @pytest.mark.parametrize("rope", [None, {"rope_type": "llama3"}, {"type": "linear"}, {"rope_theta": 1e4}])
 def test_what_is_supported(family: str, rope: dict[str, Any] | None) -> None:
     architectures = ["AnythingForCausalLM"]

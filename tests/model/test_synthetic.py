@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
 from actqkv_cli.model import choose, synthetic
-from actqkv_cli.model.files import resolve
-from actqkv_cli.model.load import load_model, refuse_unfit
+from actqkv_cli.model.load import load_model
+from actqkv_cli.model.resolve import resolve
 from actqkv_cli.model.shape import Shape
+from actqkv_cli.model.supported import refuse_unfit
 from actqkv_cli.model.synthetic import CONFIGS, config_of, synthetic_model
 
 # Parameters as their makers and Hugging Face count them.

@@ -1,4 +1,4 @@
-"""Attention over pages in place: the formula in float64, the reference, and the kernels."""
+"""Attention over pages in place: the formula in float64, the reference, torch in few passes, and the kernels."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from kernel_cases import DEVICE, DTYPES, ROUNDING, assert_near, normal
 from torch import Tensor
 
 from actqkv_kernels.backend import BackendUnavailable
-from actqkv_kernels.paged_attention import PagedOutput, PageList, paged_attention
+from actqkv_kernels.paged_attention import PagedOutput, PageList, Workspace, gathered, paged_attention
 from actqkv_kernels.quantization import quantize_channels, quantize_rows
 
 POOL = 40  # pages, most of them never listed: they hold NaN
@@ -85,7 +85,7 @@ def run(inputs: dict[str, Any], backend: Any, **more: Any) -> PagedOutput:
     return paged_attention(**{**inputs, **more}, backend=backend)
 
 
-def by_hand(given: dict[str, Any], sliding_window: Any = None, softcap: Any = None, sinks: Any = None) -> Any:
+def by_hand(given: dict[str, Any], sliding_window: Any = None) -> Any:
     """A head, a query and a key at a time, in float64: outputs `(H, W, d)` and mass `(Hkv, pages, b)`."""
     query, keys, values = (given[name].double().cpu() for name in ("query", "keys", "values"))
     (heads, window, dim), kv_heads, size = query.shape, keys.shape[1], keys.shape[2]
@@ -111,33 +111,37 @@ def by_hand(given: dict[str, Any], sliding_window: Any = None, softcap: Any = No
                             continue
                         slot = int(given[side].slots[page])
                         score = float(q @ turn(keys[slot, kv_head, row], position)) * given["scaling"]
-                        score = softcap * math.tanh(score / softcap) if softcap else score
                         place = page + number * len(given["far"].slots), row
                         seen.append((math.exp(score), place, values[slot, kv_head, row]))
-            total = sum(weight for weight, _, _ in seen) + (math.exp(float(sinks[head])) if sinks is not None else 0)
+            total = sum(weight for weight, _, _ in seen)
             for weight, place, value in seen:
                 out[head, token] += weight / total * value
                 mass[kv_head, *place] += weight / total
     return out.to(DEVICE), mass.to(DEVICE)
 
 
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "softcap": {"softcap": 2.0},
-    "sliding": {"sliding_window": 20},
-    "sinks": {"sinks": torch.tensor([0.5, -2.0, 3.0, 0.0], device=DEVICE)},
-    "all": {"softcap": 3.0, "sliding_window": 41, "sinks": torch.tensor([1.0, 0.0, -9.0, 2.0], device=DEVICE)},
-}
+BACKENDS = ["reference", "torch", "triton"]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sliding_window", [None, 20])
 @pytest.mark.parametrize("positions", ["clamped", "compact"])
 @pytest.mark.parametrize("window", [1, 7])
-def test_equals_the_formula(window: int, positions: str, kind: str, backend: str) -> None:
+def test_equals_the_formula(window: int, positions: str, sliding_window: int | None, backend: str) -> None:
     given = Case(window=window, positions=positions, dim=16).inputs()
-    found = run(given, backend, want_mass=True, **KINDS[kind])
-    out, mass = by_hand(given, **KINDS[kind])
+    found = run(given, backend, want_mass=True, sliding_window=sliding_window)
+    out, mass = by_hand(given, sliding_window)
+    assert found.mass is not None
+    torch.testing.assert_close(found.out.double(), out, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.mass.double(), mass, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_far_keys_may_stand_behind_a_query(backend: str) -> None:
+    given = Case(window=7, positions="compact", dim=16).inputs()
+    given["query_positions"][0] -= 40  # within those of the far keys
+    found = run(given, backend, want_mass=True)
+    out, mass = by_hand(given)
     assert found.mass is not None
     torch.testing.assert_close(found.out.double(), out, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.mass.double(), mass, atol=1e-5, rtol=1e-4)
@@ -166,17 +170,19 @@ CASES = {
     ("name", "dtype"),
     [(name, torch.float32) for name in CASES] + [(name, dtype) for name in list(CASES)[:4] for dtype in DTYPES[1:]],
 )
-def test_kernel_equals_reference(name: str, dtype: torch.dtype) -> None:
+def test_all_equal_the_reference(name: str, dtype: torch.dtype) -> None:
     given = replace(CASES[name], dtype=dtype).inputs()
-    expected, found = (run(given, backend, want_mass=True) for backend in ("torch", "triton"))
-    assert found.out.dtype == dtype
-    assert found.mass is not None
+    expected = run(given, "reference", want_mass=True)
     assert expected.mass is not None
-    assert_near(found.out, expected.out, ROUNDING[dtype])
-    assert_near(found.mass, expected.mass, ROUNDING[dtype])
+    for backend in ("torch", "triton"):
+        found = run(given, backend, want_mass=True)
+        assert found.out.dtype == dtype
+        assert found.mass is not None
+        assert_near(found.out, expected.out, ROUNDING[dtype])
+        assert_near(found.mass, expected.mass, ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [1, 20])
 def test_every_query_gives_away_exactly_one(window: int, backend: str) -> None:
     case = Case(window=window)
@@ -202,7 +208,7 @@ def test_codes_are_read_as_their_numbers(case: Case, bits: Any) -> None:
     assert_near(found.out, exact.out, 0.03 if bits == 8 else 0.4)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [1, 40])
 def test_a_query_that_sees_nothing_gets_zeros(window: int, backend: str) -> None:
     given = Case(window=window, near=3).inputs()
@@ -214,7 +220,7 @@ def test_a_query_that_sees_nothing_gets_zeros(window: int, backend: str) -> None
     assert (found.mass == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_order_of_far_pages_does_not_matter(backend: str) -> None:
     given = Case(far=6).inputs()
     far = given["far"]
@@ -223,14 +229,14 @@ def test_the_order_of_far_pages_does_not_matter(backend: str) -> None:
     assert_near(run(dict(given, far=moved), backend).out, run(given, backend).out, 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_keys_at_zero_may_be_taken_as_stored(backend: str) -> None:
     given = Case(window=3).inputs()
     stored = dict(given, far=replace(given["far"], as_stored=True))
     assert_near(run(stored, backend).out, run(given, backend).out, 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_without_rotation_positions_only_say_who_sees_whom(backend: str) -> None:
     given = dict(Case(window=3, dim=16).inputs(), rotation=None)
     assert_near(run(given, backend).out.double(), by_hand(given)[0], 1e-5)
@@ -239,15 +245,17 @@ def test_without_rotation_positions_only_say_who_sees_whom(backend: str) -> None
 @pytest.mark.parametrize("window", [1, 20])
 def test_large_scores_stay_finite(window: int) -> None:
     given = Case(window=window).inputs()
-    expected, found = (run(given, backend, scaling=300.0).out for backend in ("torch", "triton"))
-    assert_near(found, expected, 1e-4)
+    expected = run(given, "reference", scaling=300.0).out
+    for backend in ("torch", "triton"):
+        assert_near(run(given, backend, scaling=300.0).out, expected, 1e-4)
 
 
 def test_queries_may_be_a_view() -> None:
     given = Case(window=9, heads=4).inputs()
     turned = given["query"].transpose(0, 1).contiguous().transpose(0, 1)
     assert not turned.is_contiguous()
-    assert torch.equal(run(dict(given, query=turned), "triton").out, run(given, "triton").out)
+    for backend in BACKENDS:
+        assert torch.equal(run(dict(given, query=turned), backend).out, run(given, backend).out)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -269,3 +277,50 @@ def test_what_the_kernel_cannot_take_is_said() -> None:
     given = Case(dim=320, heads=2, kv_heads=1).inputs()
     with pytest.raises(BackendUnavailable, match="wider than 256"):
         run(given, "triton")
+
+
+def test_what_is_written_between_calls_is_seen() -> None:
+    """A list keeps what torch gathered of it: keys that are written later, or anew, are gathered then."""
+    given = Case(window=9, near=4, positions="compact").inputs()
+    pool, near = given["keys"], given["near"]
+    last = int(given["query_positions"][1, -1])
+    flat = near.positions[:4].flatten()
+    query = normal(4, 12, 64, seed=98)
+    for first, window in ((last - 30, 9), (last - 21, 1), (last - 20, 12), (last - 30, 4), (last - 26, 1)):
+        where = torch.arange(first, first + window, dtype=torch.int32, device=DEVICE).expand(2, -1).contiguous()
+        for place in ((flat >= first) & (flat < first + window)).nonzero()[:, 0].tolist():
+            slot, row = int(near.slots[place // 16]), place % 16
+            pool[slot, :, row] += 0.1 * window
+        now = dict(given, query=query[:, :window], query_positions=where)
+        assert_near(run(now, "torch").out, run(now, "reference").out, 1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 40])
+@pytest.mark.parametrize("limit", [1, 3 * 2 * 40 * 57 * 4, 1 << 30], ids=["one", "three", "all"])
+def test_heads_in_several_steps(window: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Case(heads=14, kv_heads=7, window=window, near=4, dim=32).inputs()
+    expected = run(given, "reference", want_mass=True)
+    monkeypatch.setattr(gathered, "_SCORE_BYTES", limit)
+    found = run(given, "torch", want_mass=True)
+    assert_near(found.out, expected.out, 2e-5)
+    assert found.mass is not None
+    assert expected.mass is not None
+    assert_near(found.mass, expected.mass, 2e-5)
+
+
+def test_what_a_workspace_held_before_does_not_matter() -> None:
+    workspace = Workspace()
+    for case in (Case(window=9), Case(far=0, window=3), Case(near=9, window=30)):
+        expected = run(case.inputs(), "torch").out
+        workspace.take((5000,), torch.float32, expected.device).fill_(math.nan)
+        assert torch.equal(run(case.inputs(), "torch", workspace=workspace).out, expected)
+
+
+def test_the_same_positions_by_longer_tables() -> None:
+    """As tables grow while a workspace keeps how the queries before were turned."""
+    workspace, given = Workspace(), Case(window=3).inputs()
+    cos, sin = given["rotation"]
+    for tables in ((cos[:100], sin[:100]), (cos, sin), (-cos, sin), None):
+        now = {**Case(window=3).inputs(), "query_positions": given["query_positions"], "rotation": tables}
+        found = run(now, "torch", workspace=workspace).out
+        assert_near(found, run(now, "reference").out, 1e-5)

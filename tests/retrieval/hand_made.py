@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.retrieval.policy import Resident, RetrievalPolicy, Selection, Task
-from actqkv_cli.store.manifest import Draft, Geometry, RetrievalHead, Source
+from actqkv_cli.store.manifest import Draft, Geometry, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -113,7 +113,7 @@ def story(folder: Path, text: str, token: int = 3) -> DocumentReader:
     geometry = Geometry(layers=1, kv_heads=1, head_dim=2, block_size=8, segment_tokens=512, dtype="float32")
     plan = Draft(
         id=folder.name,
-        source=Source(name="story", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
+        source=SourceFile(name="story", sha256="0" * 64, page_count=1, characters=len(text), extractor="none"),
         model={},
         geometry=geometry,
         reading=tiny.reading(),

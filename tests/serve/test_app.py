@@ -80,6 +80,7 @@ def test_without_a_stream_a_failure_is_all_there_is(tmp_path: Path) -> None:
     ("error", "told"),
     [
         (RuntimeError("can't allocate memory: you tried to allocate 5 bytes"), "out of memory"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left on the disk"),
         (ZeroDivisionError("an oversight\nsecond line"), "an oversight"),
         (ActqkvError("the document is being ingested by another process"), "ingested"),
     ],

@@ -3,12 +3,14 @@
 import asyncio
 import queue
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError
+from actqkv_cli.runtime import Runtime
 from actqkv_cli.serve import work
 from actqkv_cli.serve.request import ChatRequest, parse
 from actqkv_cli.serve.work import Gone, Job, StopFound, up_to
@@ -63,7 +65,7 @@ def test_stops_by_hand(stops: list[str], pieces: list[str], expected: tuple[str,
 
 def test_a_job_that_nobody_waits_for_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[ChatRequest] = []
-    monkeypatch.setattr(work, "_answer", lambda job, settings: begun.append(job.request) or {})
+    monkeypatch.setattr(work, "_answer", lambda job, settings, runtime: begun.append(job.request) or {})
 
     async def both() -> Any:
         jobs: work.Jobs = queue.SimpleQueue()
@@ -71,7 +73,7 @@ def test_a_job_that_nobody_waits_for_is_not_begun(monkeypatch: pytest.MonkeyPatc
         gone.stop()
         for job in (gone, waiting, None):
             jobs.put(job)
-        work.work(jobs, Settings())
+        work.work(jobs, Settings(), Runtime())
         with pytest.raises(Gone):
             await gone.next()
         return await waiting.next()
@@ -81,7 +83,7 @@ def test_a_job_that_nobody_waits_for_is_not_begun(monkeypatch: pytest.MonkeyPatc
 
 
 def test_who_waits_is_told_when_the_work_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(job: Job, settings: Settings) -> dict[str, Any]:
+    def interrupt(job: Job, settings: Settings, runtime: Runtime) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(work, "_answer", interrupt)
@@ -92,9 +94,14 @@ def test_who_waits_is_told_when_the_work_is_interrupted(monkeypatch: pytest.Monk
         for job in waiting:
             jobs.put(job)
         with pytest.raises(KeyboardInterrupt):
-            work.work(jobs, Settings())
+            work.work(jobs, Settings(), Runtime())
         for job in waiting:
             with pytest.raises(ActqkvError, match="stopped"):
                 await asyncio.wait_for(job.next(), 1)
 
     asyncio.run(wait())
+
+
+def test_the_server_needs_no_command() -> None:
+    for path in Path(work.__file__).parent.glob("*.py"):
+        assert "actqkv_cli.commands" not in path.read_text(), path

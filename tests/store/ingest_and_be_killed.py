@@ -13,7 +13,7 @@ from pathlib import Path
 import store_sample
 import torch
 
-from actqkv_cli.store.manifest import load_progress
+from actqkv_cli.store.manifest import load_unfinished
 
 
 def attempt(sample: store_sample.Sample, home: Path, delay: float) -> bool:
@@ -46,7 +46,7 @@ def main(homes: Path, count: int) -> None:
             kills += 1
             patience *= 1.05
             if (sample.folder(home) / "ingest.json").exists():
-                resumed += len(load_progress(sample.folder(home)).segments) > 0
+                resumed += len(load_unfinished(sample.folder(home)).segments) > 0
         (sample.folder(home) / "ingest.json").unlink(missing_ok=True)  # the same, a moment earlier
     print(kills, resumed)
 

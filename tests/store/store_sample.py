@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.errors import ActqkvError
-from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, Source
+from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import STORED
 from actqkv_cli.store.writer import DocumentWriter
@@ -75,7 +75,7 @@ def make(dtype: str = "float32", seed: int = 0, document: str = "leuchtturm-0bad
     geometry = Geometry(layers=3, kv_heads=2, head_dim=4, block_size=4, segment_tokens=16, dtype=dtype)
     draft = Draft(
         id=document,
-        source=Source(
+        source=SourceFile(
             name="Leuchtturm — neu.pdf",
             sha256="5" * 64,
             page_count=2,

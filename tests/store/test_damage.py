@@ -15,7 +15,7 @@ import xxhash
 
 from actqkv_cli.errors import IdentityMismatch, NoSuchDocument, StoreDamaged
 from actqkv_cli.store import jsonfile
-from actqkv_cli.store.layout import build_header, parse_header
+from actqkv_cli.store.header import build_header, parse_header
 from actqkv_cli.store.manifest import Manifest, check_identity, encode, load_manifest
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import STORED, names_in, write_tensors

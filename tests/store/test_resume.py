@@ -14,7 +14,7 @@ import store_sample
 import torch
 
 from actqkv_cli.errors import ActqkvError, DiskFull, NoSuchDocument
-from actqkv_cli.store.manifest import Progress, load_manifest, load_progress
+from actqkv_cli.store.manifest import Unfinished, load_manifest, load_unfinished
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -192,7 +192,7 @@ def test_over_the_limit(sample: store_sample.Sample, expected: dict[str, bytes],
         folder = sample.folder(home)
         assert not list(folder.glob("*.tmp"))
         assert sum(map(len, store_sample.contents(folder).values())) <= max(limit, 4000)
-        reached.add(len(load_progress(folder).segments))
+        reached.add(len(load_unfinished(folder).segments))
     assert reached == {0, 1, 2, 3}
     assert store_sample.contents(sample.folder(home)) == expected
 
@@ -275,7 +275,7 @@ def test_another_draft_starts_over(sample: store_sample.Sample, tmp_path: Path) 
         assert writer.segments == ()
         assert len(writer.warnings) == 1
     assert set(store_sample.contents(folder)) == {"ingest.json"}
-    assert load_progress(folder).reading.window == 16
+    assert load_unfinished(folder).reading.window == 16
 
 
 def test_with_baselines_it_starts_over(sample: store_sample.Sample, tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def begin_rest(writer: DocumentWriter, sample: store_sample.Sample) -> None:
 
 def test_the_progress_file_is_the_draft_and_the_segments(sample: store_sample.Sample, tmp_path: Path) -> None:
     folder = begin(sample, tmp_path)
-    progress = load_progress(folder)
-    assert isinstance(progress, Progress)
+    progress = load_unfinished(folder)
+    assert isinstance(progress, Unfinished)
     assert progress.tokens_done == 32
     assert progress.source == sample.draft.source
     assert str(tmp_path) not in (folder / "ingest.json").read_text()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policy import Selection, Step, Task, Unforeseen
+from actqkv_cli.retrieval.policy import Pass, Selection, Task, Unforeseen
 
 OPTIONS = frozenset({"layer", "mean", "attended", "head-entropy", "l1", "fixed", "random", "all"})
 
@@ -65,7 +65,7 @@ class Policy(Unforeseen):
             self._tokens = torch.tensor([min((block + 1) * size, self._task.tokens) - 1 for block in blocks]).long()
         self._states = states[:, torch.tensor(blocks).long().to(states.device)].permute(0, 2, 3, 1, 4)
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         self._scouting = step == "scout" and bool(self._groups)
         if step != "decode":
             self._selected = {}

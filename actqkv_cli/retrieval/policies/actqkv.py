@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import PerToken, Step, Task, best
+from actqkv_cli.retrieval.policy import Pass, PerToken, Task, best
 from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
 OPTIONS = frozenset({"mean", "uniform"}) | PerToken.EVERY
@@ -29,7 +29,7 @@ class Policy(PerToken):
         self.densities = torch.zeros(layers, device=device)
         self._shares = torch.full((layers,), task.blocks, device=device)
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         """A decoding step shares out the budget by the densities of the step before it; a question, evenly."""
         super().begin(step)
         if step == "decode" and self.selects and "uniform" not in self._options:

@@ -1,4 +1,4 @@
-"""Retrieval heads: a few heads of the model rank all blocks, and every layer attends to the best.
+"""Retrieval heads (Wu et al., arXiv 2404.15574): a few heads rank all blocks, and every layer attends to the best.
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
 one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import actqkv
-from actqkv_cli.retrieval.policy import Selection, Step, Task, best, kv_head
+from actqkv_cli.retrieval.policy import Pass, Selection, Task, best, kv_head
 from actqkv_cli.retrieval.whole import whole_sentences
 from actqkv_kernels import activation_probe, budget_shares, density
 
@@ -37,13 +37,13 @@ class Policy:
         if self._uniform and "own" not in options:
             self.needs = ("head_keys",)
         self._densities = torch.tensor(task.resident.density)
-        self._step: Step = "scout"
+        self._step: Pass = "scout"
         blocks = -(-task.tokens // task.block_size)
         self._score = torch.zeros(blocks, device=task.resident.device)
         self._count: list[int] = []  # of blocks, by layer
         self._chosen: list[Selection] = []
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         if step == "question":
             self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
             self._count = self._shares()

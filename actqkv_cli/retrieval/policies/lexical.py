@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Selection, Step, Task
+from actqkv_cli.retrieval.policy import Pass, Selection, Task
 from actqkv_cli.retrieval.whole import whole_sentences
 
 BLOCKS = 16
@@ -19,7 +19,7 @@ class Policy:
         self._chosen = whole_sentences(task, self._scores, task.blocks)
         self._read = self._chosen.read(task.block_size)
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: Pass) -> None:
         pass
 
     def select(self, layer: int, queries: Tensor) -> Selection:

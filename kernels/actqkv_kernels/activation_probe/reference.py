@@ -1,4 +1,4 @@
-"""The definition (DESIGN section 4; ActQKV, activation bias), all in fp32."""
+"""The definition (ActQKV, arXiv 2502.13542, activation bias), all in fp32."""
 
 import torch
 from torch import Tensor

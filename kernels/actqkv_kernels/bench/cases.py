@@ -136,7 +136,7 @@ def _shares(shapes: Shapes, draw: Draw) -> Call:
 
 
 def attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
-    """The last `window` tokens that were fed, and the pages that they attend to; positions are clamped (DESIGN 3)."""
+    """The last `window` tokens that were fed, and the pages that they attend to; positions are clamped."""
     size, local = shapes.block, shapes.local * shapes.block
     near_keys = local + max(window, _FED)
     far, near = shapes.sink + shapes.retrieved, -(-near_keys // size)

@@ -1,4 +1,4 @@
-"""The definition (DESIGN section 4), all in fp32."""
+"""The definition, all in fp32."""
 
 import math
 

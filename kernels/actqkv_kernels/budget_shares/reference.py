@@ -1,4 +1,4 @@
-"""The definition (DESIGN section 4), on plain numbers: there are only as many as the model has layers.
+"""The definition (ActQKV, arXiv 2502.13542, dynamic KV cut-off), on plain numbers, one for each layer of the model.
 
 Weights are whole numbers, in units of a part of the greatest: no sum depends on its order, and every machine finds
 the same shares.

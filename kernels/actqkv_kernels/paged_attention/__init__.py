@@ -1,30 +1,38 @@
 """Attention over [far: sink and retrieved blocks | near: local window and self], read in place from a pool of pages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from actqkv_kernels.backend import Backend, runs_triton
-from actqkv_kernels.paged_attention import reference
+from actqkv_kernels.paged_attention import gathered, reference
+from actqkv_kernels.paged_attention.gathered import rotated
+from actqkv_kernels.paged_attention.workspace import Workspace
 from actqkv_kernels.quantization import Quantized
+
+__all__ = ["PageList", "PagedOutput", "Workspace", "paged_attention", "pool_shape", "rotated"]
 
 MOST_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
 class PageList:
-    """The pages of one side, in document order.
+    """The pages of one side, in document order. As long as a list is used, what it names may not change, but for near
+    keys at the queries' own positions and behind them.
 
     slots: int32 `(n,)`, where in the pool; positions: int32 `(n, b)`, of each key, -1: seen by no one, else ascending;
     count: int32 `()`, how many of the n pages there are: the others are not looked at. as_stored: every position is 0
-    or -1, and the rotation turns nothing at 0, so that the keys are taken as they are.
+    or -1, and the rotation turns nothing at 0, so that the keys are taken as they are. kept: what an implementation
+    keeps of the list from call to call.
     """
 
     slots: Tensor
     positions: Tensor
     count: Tensor
     as_stored: bool = False
+    kept: dict[str, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -46,43 +54,31 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None = None,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
     want_mass: bool = False,
-    backend: Backend = "auto",
+    workspace: Workspace | None = None,
+    backend: Backend | Literal["reference"] = "auto",
 ) -> PagedOutput:
-    """One joint softmax over the keys of both sides, each seen by queries rotated for it (DESIGN section 3).
+    """One joint softmax over the keys of both sides, each seen by queries rotated for it.
 
     query: `(H, W, d)`, un-rotated; keys, values: the pool, `(P, Hkv, b, d)` each, keys un-rotated, or of few bits:
     keys by `quantize_channels`, values by `quantize_rows`; query_positions: int32 `(2, W)`, for far and near keys,
     ascending; rotation: cos and sin, fp32 `(T, d / 2)`, by position (RoFormer, halves); None: nothing is rotated. A
-    query sees a key at its own position or before, and within sliding_window if there is one; keys behind the last
-    query may be uninitialised; softcap bounds the scores (Gemma 2), sinks `(H,)` are logits that take part in the
-    softmax and stand for nothing (gpt-oss). A query that sees no key gets zeros. mass is summed over a kv head's
-    queries. Raises ValueError for shapes that do not fit, BackendUnavailable.
+    query sees a key at its own position or before, and within sliding_window if there is one; near keys behind the
+    last query may be uninitialised. A query that sees no key gets zeros. mass is summed over a kv head's queries.
+    workspace: memory for torch's scores, kept from call to call. backend: also `reference`, the definition in fp32,
+    which torch takes for few bits too. Raises ValueError for shapes that do not fit, BackendUnavailable.
     """
     _check(query, keys, values, far, near, query_positions, rotation)
-    attend = reference.paged_attention
+    arguments = (far, near, query_positions, scaling, rotation, sliding_window, want_mass)
+    if backend == "reference":
+        return PagedOutput(*reference.paged_attention(query, keys, values, *arguments))
     if runs_triton(backend, "paged attention", query.device, _unfit(query)):
         from actqkv_kernels.paged_attention import kernel
 
-        attend = kernel.paged_attention
-    return PagedOutput(
-        *attend(
-            query,
-            keys,
-            values,
-            far,
-            near,
-            query_positions,
-            scaling,
-            rotation,
-            sliding_window,
-            softcap,
-            sinks,
-            want_mass,
-        )
-    )
+        return PagedOutput(*kernel.paged_attention(query, keys, values, *arguments))
+    if isinstance(keys, Quantized) or isinstance(values, Quantized):
+        return PagedOutput(*reference.paged_attention(query, keys, values, *arguments))
+    return PagedOutput(*gathered.paged_attention(query, keys, values, *arguments, workspace or Workspace()))
 
 
 def _unfit(query: Tensor) -> str:

@@ -90,14 +90,12 @@ def _key(
 
 @triton.jit
 def _scores(
-    b_low, b_high, b_q_low, b_q_high, b_position, b_where, scaling, softcap, sliding_window,
-    DOT: tl.constexpr, SOFTCAP: tl.constexpr, SLIDING: tl.constexpr,
+    b_low, b_high, b_q_low, b_q_high, b_position, b_where, scaling, sliding_window,
+    DOT: tl.constexpr, SLIDING: tl.constexpr,
 ):  # fmt: skip
     """Scores (M, N) in powers of two, -inf where a query does not look."""
     b_s = tl.dot(b_q_low, tl.trans(b_low.to(DOT)), input_precision="ieee")
     b_s = tl.dot(b_q_high, tl.trans(b_high.to(DOT)), b_s, input_precision="ieee") * scaling
-    if SOFTCAP:
-        b_s = softcap * (1 - 2 / (tl.exp(2 * b_s / softcap) + 1))  # tanh
     distance = b_where[:, None] - b_position[None, :]
     seen = (b_position >= 0)[None, :] & (distance >= 0)
     if SLIDING:
@@ -110,9 +108,9 @@ def _attend_side(
     b_q_low, b_q_high, b_where, b_top, b_sum, b_low_out, b_high_out, first_tile, end_tile,
     p_keys, p_key_scales, p_values, p_value_scales, p_cos, p_sin, p_slots, p_positions, n_keys, i_head, i_h,
     stride_page, stride_kv, stride_scale_page, stride_value_page, stride_value_kv,
-    scaling, softcap, sliding_window,
+    scaling, sliding_window,
     PAGE: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BITS: tl.constexpr, ROTATE: tl.constexpr,
-    DOT: tl.constexpr, SOFTCAP: tl.constexpr, SLIDING: tl.constexpr, N: tl.constexpr,
+    DOT: tl.constexpr, SLIDING: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax (FlashAttention, arXiv 2205.14135, algorithm 1) over tiles of one side's keys."""
     last = tl.max(b_where, 0)
@@ -141,10 +139,8 @@ def _attend_side(
             b_position,
             b_where,
             scaling,
-            softcap,
             sliding_window,
             DOT,
-            SOFTCAP,
             SLIDING,
         )
         b_new = tl.maximum(b_top, tl.max(b_s, 1))
@@ -161,14 +157,14 @@ def _attend_side(
 
 @triton.jit
 def _attend(
-    p_query, p_where, p_keys, p_key_scales, p_values, p_value_scales, p_cos, p_sin, p_sinks,
+    p_query, p_where, p_keys, p_key_scales, p_values, p_value_scales, p_cos, p_sin,
     p_far_slots, p_far_positions, p_far_count, p_near_slots, p_near_positions, p_near_count,
     p_out, p_top, p_sum, rows, window,
     stride_head, stride_token, stride_page, stride_kv, stride_scale_page, stride_value_page, stride_value_kv,
-    scaling, softcap, sliding_window,
+    scaling, sliding_window,
     GROUP: tl.constexpr, PAGE: tl.constexpr, HALF: tl.constexpr, H_TILE: tl.constexpr, BITS: tl.constexpr,
-    ROTATE: tl.constexpr, ROTATE_FAR: tl.constexpr, SOFTCAP: tl.constexpr, SLIDING: tl.constexpr,
-    SINKS: tl.constexpr, SPLITS: tl.constexpr, NEAR_TILES: tl.constexpr, DOT: tl.constexpr,
+    ROTATE: tl.constexpr, ROTATE_FAR: tl.constexpr, SLIDING: tl.constexpr,
+    SPLITS: tl.constexpr, NEAR_TILES: tl.constexpr, DOT: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """M rows of one kv head (query heads of its group times tokens) over a share of the tiles of keys."""
@@ -201,8 +197,8 @@ def _attend(
         tl.maximum(first - far_tiles, 0), end - far_tiles,
         p_keys, p_key_scales, p_values, p_value_scales, p_cos, p_sin, p_near_slots, p_near_positions, n_near, i_head,
         i_h, stride_page, stride_kv, stride_scale_page, stride_value_page, stride_value_kv,
-        scaling, softcap, sliding_window,
-        PAGE, HALF, FULL, BITS, ROTATE, DOT, SOFTCAP, SLIDING, N,
+        scaling, sliding_window,
+        PAGE, HALF, FULL, BITS, ROTATE, DOT, SLIDING, N,
     )  # fmt: skip
     b_q_low, b_q_high, b_where = _query(
         p_query, p_where, p_cos, p_sin, i_head, i_row, there, stride_head, stride_token, window, i_h,
@@ -212,16 +208,12 @@ def _attend(
         b_q_low, b_q_high, b_where, b_top, b_sum, b_low_out, b_high_out, first, tl.minimum(end, far_tiles),
         p_keys, p_key_scales, p_values, p_value_scales, p_cos, p_sin, p_far_slots, p_far_positions, n_far, i_head,
         i_h, stride_page, stride_kv, stride_scale_page, stride_value_page, stride_value_kv,
-        scaling, softcap, sliding_window,
-        PAGE, HALF, FULL, BITS, ROTATE_FAR, DOT, SOFTCAP, SLIDING, N,
+        scaling, sliding_window,
+        PAGE, HALF, FULL, BITS, ROTATE_FAR, DOT, SLIDING, N,
     )  # fmt: skip
 
     i_out = i_head * rows + i_row
     if SPLITS == 1:
-        if SINKS:
-            b_sink = tl.load(p_sinks + i_head * GROUP + i_row // window, mask=there, other=0).to(tl.float32)
-            b_top, b_sum, b_scale = _with_sink(b_top, b_sum, b_sink)
-            b_low_out, b_high_out = b_low_out * b_scale[:, None], b_high_out * b_scale[:, None]
         b_share = (1 / tl.where(b_sum > 0, b_sum, 1.0))[:, None]  # 0: it saw nothing
         b_low_out, b_high_out = b_low_out * b_share, b_high_out * b_share
     else:
@@ -234,19 +226,10 @@ def _attend(
     tl.store(p_row + HALF, b_high_out.to(p_out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _with_sink(b_top, b_sum, b_sink):
-    """A softmax's greatest score and sum with one more score, and the factor by which its outputs shrink."""
-    b_sink = b_sink * _LOG2_E
-    b_new = tl.maximum(b_top, b_sink)
-    b_scale = tl.exp2(b_top - b_new)
-    return b_new, b_sum * b_scale + tl.exp2(b_sink - b_new), b_scale
-
-
 @triton.jit(do_not_specialize=_CHANGING)
 def _combine(
-    p_parts, p_tops, p_sums, p_sinks, p_out, p_top, p_sum, all_rows, window,
-    DIM: tl.constexpr, D_TILE: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
+    p_parts, p_tops, p_sums, p_out, p_top, p_sum, all_rows,
+    DIM: tl.constexpr, D_TILE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Put the parts of one row together. Rows of all heads are in the order of the output."""
     i_row = tl.program_id(0)
@@ -263,9 +246,6 @@ def _combine(
         other=0,
     )
     b_out = tl.sum(b_parts * b_scales[:, None], 0)
-    if SINKS:
-        top, total, scale = _with_sink(top, total, tl.load(p_sinks + i_row // window).to(tl.float32))
-        b_out = b_out * scale
     b_out = b_out / tl.where(total > 0, total, 1.0)
     tl.store(p_out + i_row.to(tl.int64) * DIM + i_d, b_out.to(p_out.dtype.element_ty), mask=i_d < DIM)
     tl.store(p_top + i_row, top)
@@ -276,9 +256,9 @@ def _combine(
 def _receive(
     p_query, p_where, p_keys, p_key_scales, p_cos, p_sin, p_slots, p_positions, p_count, p_top, p_sum, p_mass,
     rows, window, n_all, stride_mass, stride_head, stride_token, stride_page, stride_kv, stride_scale_page,
-    scaling, softcap, sliding_window,
+    scaling, sliding_window,
     GROUP: tl.constexpr, PAGE: tl.constexpr, HALF: tl.constexpr, H_TILE: tl.constexpr, BITS: tl.constexpr,
-    ROTATE: tl.constexpr, ROTATE_KEYS: tl.constexpr, SOFTCAP: tl.constexpr, SLIDING: tl.constexpr,
+    ROTATE: tl.constexpr, ROTATE_KEYS: tl.constexpr, SLIDING: tl.constexpr,
     DOT: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Attention that a tile of one side's keys received from all rows of a kv head, now that their sums are known."""
@@ -308,10 +288,8 @@ def _receive(
             b_position,
             b_where,
             scaling,
-            softcap,
             sliding_window,
             DOT,
-            SOFTCAP,
             SLIDING,
         )
         b_top = tl.load(p_top + i_head * rows + i_row, mask=there, other=0)
@@ -332,8 +310,6 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None,
     sliding_window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
     want_mass: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `actqkv_kernels.paged_attention`. Nothing here waits for the device."""
@@ -369,7 +345,6 @@ def paged_attention(
         stride_kv=key_codes.stride(1),
         stride_scale_page=key_scales.stride(0),
         scaling=float(scaling),
-        softcap=float(softcap or 0),
         sliding_window=sliding_window or 0,
         GROUP=group,
         PAGE=size,
@@ -377,7 +352,6 @@ def paged_attention(
         H_TILE=max(16, triton.next_power_of_2(half)),
         BITS=bits,
         ROTATE=rotation is not None,
-        SOFTCAP=softcap is not None,
         SLIDING=sliding_window is not None,
         DOT=tl.float32 if interpreted() or query.dtype == torch.float32 else _TYPES[query.dtype],
         M=m,
@@ -386,27 +360,24 @@ def paged_attention(
     )
     far_turns = rotation is not None and not far.as_stored
     near_turns = rotation is not None and not near.as_stored
-    sink_logits = top if sinks is None else sinks
     _attend[(triton.cdiv(rows, m), kv_heads, splits)](
-        query, query_positions, key_codes, key_scales, value_codes, value_scales, cos, sin, sink_logits,
+        query, query_positions, key_codes, key_scales, value_codes, value_scales, cos, sin,
         far.slots, far.positions, far.count, near.slots, near.positions, near.count,
         *parts, rows, window,
         stride_value_page=value_codes.stride(0),
         stride_value_kv=value_codes.stride(1),
         ROTATE_FAR=far_turns,
-        SINKS=sinks is not None,
         SPLITS=splits,
         NEAR_TILES=max(2, triton.next_power_of_2(triton.cdiv(near_keys, n))),
         **place,
     )  # fmt: skip
     if splits > 1:
         _combine[(heads * window,)](
-            *parts, sink_logits, out, top, total, heads * window, window,
+            *parts, out, top, total, heads * window,
             DIM=dim,
             D_TILE=triton.next_power_of_2(dim),
             SPLITS=splits,
-            SINKS=sinks is not None,
-        )  # fmt: skip
+            )  # fmt: skip
     if not want_mass:
         return out, None
     mass = torch.empty((kv_heads, far_keys + near_keys), device=device)

@@ -18,8 +18,6 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None,
     sliding_window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
     want_mass: bool,
 ) -> tuple[Tensor, Tensor | None]:
     heads = len(query)
@@ -36,8 +34,6 @@ def paged_attention(
             q, key = rotated(q, where, rotation), rotated(key, position.clamp(min=0), rotation)
         group = heads // len(key)
         scores = q @ key.repeat_interleave(group, dim=0).mT * scaling  # (H, W, n b)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
         distance = where[:, None] - position
         seen = (position >= 0) & (distance >= 0)
         if sliding_window is not None:
@@ -45,9 +41,7 @@ def paged_attention(
         all_scores.append(scores.masked_fill(~seen, float("-inf")))
         all_values.append(value)
     scores, value = torch.cat(all_scores, dim=-1), torch.cat(all_values, dim=1)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, query.shape[1], 1)], dim=-1)
-    p = torch.softmax(scores, dim=-1).nan_to_num(0)[..., : value.shape[1]]  # nan: a query that sees nothing
+    p = torch.softmax(scores, dim=-1).nan_to_num(0)  # nan: a query that sees nothing
     out = (p @ value.repeat_interleave(group, dim=0)).to(query.dtype)
     size = far.positions.shape[1]
     mass = p.reshape(len(value), -1, p.shape[-1]).sum(dim=1).unflatten(1, (-1, size)) if want_mass else None

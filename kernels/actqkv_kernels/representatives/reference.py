@@ -1,4 +1,4 @@
-"""The definition (DESIGN section 4), computed in fp32."""
+"""The definition, computed in fp32."""
 
 import torch
 from torch import Tensor

@@ -1,13 +1,17 @@
 """Memory that outlives a call: fresh pages for a window's scores cost as much as the attention itself."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
 class Workspace:
-    """One buffer, grown to the largest request. What it holds is lost at the next `take`."""
+    """One buffer, grown to the largest request. What it holds is lost at the next `take`. kept: what an implementation
+    keeps from call to call."""
 
     def __init__(self) -> None:
+        self.kept: Any = None
         self._buffer: Tensor | None = None
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,9 +1,8 @@
-"""A layer on pages is the same layer: from the same document it computes what the gathered one does."""
+"""A layer over pages: whatever computes it, and whatever its pages held before, it is what the definition says."""
 
 import copy
-import gc
+import functools
 import shutil
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,23 +15,22 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from actqkv_cli.engine import layers as layers_module
-from actqkv_cli.engine import paged_layer as paged_layer_module
+from actqkv_cli.engine import layer as layer_module
 from actqkv_cli.engine import prefill as prefill_module
 from actqkv_cli.engine import session as session_module
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.conversation import Conversation
 from actqkv_cli.engine.document import OpenDocument
-from actqkv_cli.engine.layer import LayerAttention, Positions
+from actqkv_cli.engine.layer import Layer, Positions
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.engine.paged_layer import PagedLayer
-from actqkv_cli.engine.session import Run, Session, session_over
+from actqkv_cli.engine.run import Run
+from actqkv_cli.engine.session import Session, session_over
 from actqkv_cli.errors import StoreDamaged
-from actqkv_cli.model.attention import Call, Rotary
-from actqkv_cli.retrieval.policy import PerToken, Selection, Unforeseen
+from actqkv_cli.model.attention import AttentionCall, Rotary
+from actqkv_cli.retrieval.policy import PerToken, Selection
 from actqkv_cli.store.reader import DocumentReader
-from actqkv_kernels import PageList, Workspace
+from actqkv_kernels import Workspace
 
 T = TypeVar("T")
 BUDGET = tiny.SINK + tiny.LOCAL + 5 * tiny.BLOCK  # 5 retrieved blocks for each layer while reading, 9 for a question
@@ -44,12 +42,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the real kernels; 
 
 
 @contextmanager
-def on_pages() -> Iterator[None]:
-    """Layers stand on pages as for the kernels, and torch computes what the kernels are asked for. What was never
-    written to a page is NaN."""
+def by(backend: str) -> Iterator[None]:
+    """Attention is computed by one implementation. What was never written to a page is NaN."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (layers_module, session_module, prefill_module):
-            patch.setattr(module, "paged", lambda rotary: True)
+        real = layer_module.paged_attention
+        patch.setattr(layer_module, "paged_attention", functools.partial(real, backend=backend))
         poison_memory(patch, lambda dtype: torch.nan)
         yield
 
@@ -69,16 +66,17 @@ def poison_memory(patch: pytest.MonkeyPatch, value: Callable[[torch.dtype], floa
 
 
 @pytest.fixture
-def pages() -> Iterator[None]:
-    with on_pages():
+def poisoned() -> Iterator[None]:
+    with by("torch"):
         yield
 
 
 def both(what: Callable[[], T]) -> tuple[T, T]:
-    """On pages, and gathered."""
-    with on_pages():
+    """By torch in few passes, and by the definition."""
+    with by("torch"):
         found = what()
-    return found, what()
+    with by("reference"):
+        return found, what()
 
 
 def stored(folder: Path, tokens: int = 205, seed: int = 0, family: str = "llama", **how: Any) -> Path:
@@ -101,7 +99,6 @@ class Seen:
     """All that a question and its answer show from outside. logits: `(1 + A, V)`; ranking: `(N,)`; fed:
     `(L, 2, Hkv, n, d)`; choices: after the question and after each token, what every layer attends to."""
 
-    kind: type
     logits: Tensor
     ranking: Tensor
     fed: Tensor
@@ -123,7 +120,6 @@ def together(session: Session, runs: Sequence[Run], answers: Sequence[Sequence[i
             chosen.append(choice(run))
     return [
         Seen(
-            type(run.layers[0]),
             torch.stack(of_run),
             run.ranking,
             torch.stack([layer.fed for layer in run.layers]),
@@ -134,7 +130,6 @@ def together(session: Session, runs: Sequence[Run], answers: Sequence[Sequence[i
 
 
 def assert_same(found: Seen, expected: Seen, what: object = "") -> None:
-    assert (found.kind, expected.kind) == (PagedLayer, LayerAttention)
     assert found.choices == expected.choices, what
     assert found.logits.shape == expected.logits.shape
     assert (found.logits - expected.logits).abs().max() < 1e-4, what
@@ -148,7 +143,9 @@ def answer(count: int, seed: int = 11) -> list[int]:
 
 def ask(session: Session, policy: str, length: int = 9, seed: int = 10, tokens: int = 6, room: int = 6) -> Seen:
     run = session.start(tiny.question(tiny.tokens(length, seed)), policy, room)
-    return together(session, [run], [answer(tokens, seed + 1)])[0]
+    seen = together(session, [run], [answer(tokens, seed + 1)])[0]
+    run.close()
+    return seen
 
 
 @contextmanager
@@ -244,7 +241,7 @@ def test_a_conversation(shelf: Path, lengths: tuple[int, ...], positions: str) -
                 with session_over(tiny.model(), conversation.context, BUDGET) as session:
                     run = session.start(tiny.question(tiny.tokens(9 + turn, turn)), policy, 10)
                     turns += together(session, [run], [answer(10 + turn, 50 + turn)])
-                conversation.add(run)
+                    conversation.add(run)
         return turns
 
     for turn, (found, expected) in enumerate(zip(*both(talked), strict=True)):
@@ -271,11 +268,12 @@ def test_questions_that_go_through_the_model_together(shelf: Path) -> None:
                 for one, tokens in zip(asked, answers, strict=True)
             ]
 
-    with on_pages():
-        found, one_by_one = at_once(), alone()
-    for what, ours, apart, expected in zip(settings, found, one_by_one, alone(), strict=True):
-        assert_same(ours, expected, what)
-        assert_same(apart, expected, what)
+    found, expected = both(at_once)
+    with by("torch"):
+        one_by_one = alone()
+    for what, ours, apart, right in zip(settings, found, one_by_one, expected, strict=True):
+        assert_same(ours, right, what)
+        assert_same(apart, right, what)
 
 
 def test_steps_that_are_taken_alone_and_together(shelf: Path) -> None:
@@ -343,7 +341,7 @@ def test_half_precision_stays_near(tmp_path: Path) -> None:
     try:
         ids = torch.cat([tiny.tokens(101), tiny.tokens(9, 10)])
         stock = tiny.stock_logits(model, ids, 1)[0]
-        with on_pages():
+        with by("torch"):
             how = tiny.reading(representative="anchor", baselines=True, budget=1000)
             tiny.ingest(model, ids[:101], tmp_path / "document", how, tiny.HEADS)
             with tiny.opened(model, tmp_path / "document") as session:
@@ -359,7 +357,8 @@ def test_half_precision_stays_near(tmp_path: Path) -> None:
 
 
 class Layers:
-    """The two implementations over one document of 200 tokens, whose local window begins and ends within blocks."""
+    """Two of one document of 200 tokens, whose local window begins and ends within blocks: one is computed by the
+    definition."""
 
     POSITION = 157
 
@@ -370,13 +369,13 @@ class Layers:
         self.selected: Tensor | Selection = torch.empty(0, dtype=torch.int64)
         layout = Layout(tiny.BLOCK, tiny.SINK, tiny.LOCAL, 1 << 20)
         rotary = Rotary(copy.deepcopy(tiny.model(family)).to(device))
-        settings = lambda *_: self.selected, rotary, layout, positions
-        pool = BlockPool(self.blocks, 1, 25, torch.device(device))
-        self.ours = PagedLayer(0, pool, *settings, gaps)
-        self.gathered = LayerAttention(0, self, *settings, Workspace(), gaps)
-        for layer in (self.ours, self.gathered):
+        self.layers = []
+        for _ in range(2):
+            pool = BlockPool(self.blocks, 1, 25, torch.device(device))
+            layer = Layer(0, pool, lambda *_: self.selected, rotary, layout, positions, Workspace(), gaps)
             layer.want_mass = True
             layer.begin(self.POSITION, 2)  # less room than is needed
+            self.layers.append(layer)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.draw).to(self.device)
@@ -384,21 +383,23 @@ class Layers:
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self.tokens.unflatten(2, (-1, tiny.BLOCK))[:, :, ids.to(self.device)].permute(2, 0, 1, 3, 4)
 
-    def attend(self, window: int, blocks: list[int], loose: list[int], call: Call, given: bool = True) -> None:
+    def attend(self, window: int, blocks: list[int], loose: list[int], call: AttentionCall, given: bool = True) -> None:
         """With blocks and single tokens beside sink and local window; and compare all that can be told of it. given:
         whether tokens come with their states, or are read from their blocks."""
         tokens = torch.tensor(loose).long()
         states = self.tokens[:, :, tokens.to(self.device)] if given else None
         ids = torch.tensor(blocks).long()
         self.selected = Selection(ids, tokens, states) if loose else ids
-        query, key, value = self.normal(4, window, 16), *self.normal(2, 2, window, 16)
-        found, expected = (layer.attend(query, key, value, call) for layer in (self.ours, self.gathered))
-        mass = [layer.document_mass(self.POSITION) for layer in (self.ours, self.gathered)]
-        fed = [layer.fed for layer in (self.ours, self.gathered)]
+        ours, other = self.layers
+        given_all = self.normal(4, window, 16), *self.normal(2, 2, window, 16), call
+        found = ours.attend(*given_all)
+        with by("reference"):
+            expected = other.attend(*given_all)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+        mass = [layer.document_mass(self.POSITION) for layer in self.layers]
         torch.testing.assert_close(*mass, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(*fed, atol=0, rtol=0)
-        assert self.ours.far_tokens == self.gathered.far_tokens
+        torch.testing.assert_close(ours.fed, other.fed, atol=0, rtol=0)
+        assert ours.far_tokens == other.far_tokens
 
 
 GAPS = torch.tensor([22, 23, 140, 141, 142, 143])  # at the ends of blocks, far and near
@@ -412,7 +413,7 @@ def test_a_layer_alone(family: str, sliding: int | None, positions: Positions) -
     for rotates in (True, False):
         for gaps in (None, GAPS):
             layers = Layers(family, positions, gaps)
-            call = Call(0.25, rotates, sliding)
+            call = AttentionCall(0.25, rotates, sliding)
             layers.attend(9, [2, 3, 7], [8, 41, 127], call)
             layers.attend(1, [2, 3, 7], [8, 41], call)
             layers.attend(1, [2, 3, 7], [8, 40], call)
@@ -425,7 +426,7 @@ def test_a_layer_alone(family: str, sliding: int | None, positions: Positions) -
 # A pool whose pages are taken, given back, and taken again.
 
 
-def test_asked_again_in_pages_that_are_warm(shelf: Path, pages: None) -> None:
+def test_asked_again_in_pages_that_are_warm(shelf: Path, poisoned: None) -> None:
     """Nothing of a question stays behind in the pages, and the pool is as large after many as after a few."""
     cold = {}
     for policy in POLICIES:
@@ -445,24 +446,38 @@ def test_asked_again_in_pages_that_are_warm(shelf: Path, pages: None) -> None:
     assert not torch.equal(cold["actqkv", 10].logits, cold["actqkv", 20].logits)
 
 
-def test_what_has_ended_gives_its_pages_back_at_once(shelf: Path, pages: None) -> None:
-    """Not when the garbage collector comes: they are the device's memory."""
-    gc.collect()
-    gc.disable()
-    try:
-        with over(stored(shelf)) as session:
-            run = session.start(tiny.question(tiny.tokens(9, 10)), "actqkv", 4)
-            run.step(5)
-            ended = weakref.ref(run)
-            del run
-            assert ended() is None
-        with over(stored(shelf), stored(shelf, 99, 1)) as session:
-            ask(session, "actqkv")
-            pool = weakref.ref(session.context.pool)
-        del session
-        assert pool() is None
-    finally:
-        gc.enable()
+def test_what_has_ended_gives_its_pages_back(shelf: Path, poisoned: None) -> None:
+    """When it is closed, and at the end of its session, whatever else is still referred to."""
+    with over(stored(shelf)) as session:
+        pool = session.context.pool
+        first, second = (session.start(tiny.question(tiny.tokens(9, seed)), "actqkv:every4", 4) for seed in (10, 20))
+        before = pool._held.sum()
+        first.step(5)
+        first.close()
+        first.close()
+        assert 0 < pool._held.sum() <= before / 2
+        second.step(5)
+    assert pool._held.sum() == 0
+    assert second.attended  # what it attended to can still be told
+
+
+def test_a_question_that_cannot_begin_says_why(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers are closed all the same, whichever of them failed."""
+    real = BlockPool.lease
+
+    def failing(self: BlockPool, layer: int, count: int) -> Any:
+        if layer == 2:
+            raise MemoryError
+        return real(self, layer, count)
+
+    with over(stored(shelf)) as session:
+        pool = session.context.pool
+        monkeypatch.setattr(BlockPool, "lease", failing)
+        with pytest.raises(MemoryError):
+            session.start(tiny.question(tiny.tokens(9, 10)), "actqkv", 4)
+        monkeypatch.undo()
+        ask(session, "actqkv")
+    assert pool._held.sum() == 0
 
 
 def test_living_runs_keep_their_pages(shelf: Path) -> None:
@@ -476,6 +491,8 @@ def test_living_runs_keep_their_pages(shelf: Path) -> None:
         with over(folder) as session:
             for number, which in enumerate(order):
                 if which not in living or number % 7 == 6:  # one ends, and another takes its place
+                    if which in living:
+                        living[which].close()
                     policy = ("actqkv", "quest:every4", "actqkv:every4", "acre", "hybrid", "full")[which]
                     living[which] = session.start(tiny.question(tiny.tokens(9, number)), policy, 3)
                 else:
@@ -525,99 +542,16 @@ def test_damage_fails_only_what_wants_the_damaged_block(shelf: Path, tmp_path: P
                         found.append(None)
         return found
 
-    ours, gathered = both(asked)
-    assert [logits is None for logits in ours] == [logits is None for logits in gathered]
+    ours, right = both(asked)
+    assert [logits is None for logits in ours] == [logits is None for logits in right]
     assert 3 <= ours.count(None) < 15
-    for found, expected in zip(ours, gathered, strict=True):
+    for found, expected in zip(ours, right, strict=True):
         if found is not None and expected is not None:
             assert (found - expected).abs().max() < 1e-4
 
 
-class Changing(Unforeseen):
-    """A policy that takes another random choice of blocks, another number of them, at every call."""
-
-    scout_layers = 0
-    settled = False
-
-    def __init__(self, candidates: range) -> None:
-        self.candidates = candidates
-        self.draw = torch.Generator().manual_seed(1)
-        self.selected: list[Tensor] = []
-
-    def begin(self, step: str) -> None:
-        pass
-
-    def select(self, layer: int, queries: Tensor) -> Tensor:
-        count = int(torch.randint(0, len(self.candidates) + 1, (1,), generator=self.draw))
-        order = torch.randperm(len(self.candidates), generator=self.draw)[:count]
-        self.selected.append(order.sort().values + self.candidates.start)
-        return self.selected[-1]
-
-    def ranking(self, mass: Tensor) -> Tensor:
-        return mass
-
-
-class Attended:
-    """Notes what `paged_attention` is given: how many keys there are to see beside the window, and the far values."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.beside: list[int] = []
-        self.far_values: list[Tensor] = []
-        real = paged_layer_module.paged_attention
-
-        def noting(
-            query: Tensor, keys: Tensor, values: Tensor, far: PageList, near: PageList, where: Tensor, **options: Any
-        ) -> Any:
-            there = []
-            for side, now in ((far, where[0]), (near, where[1])):
-                listed = torch.arange(len(side.slots))[:, None] < side.count
-                there.append(listed & (side.positions >= 0) & (side.positions <= now.max()))
-            used = torch.cat([side.slots[there_[:, 0]] for side, there_ in zip((far, near), there, strict=True)])
-            assert len(used.unique()) == len(used)  # no page twice
-            self.beside.append(sum(int(side.sum()) for side in there) - query.shape[1])
-            self.far_values.append(values[far.slots].transpose(1, 2)[there[0]].transpose(0, 1).clone())
-            return real(query, keys, values, far, near, where, **options)
-
-        monkeypatch.setattr(paged_layer_module, "paged_attention", noting)
-
-
-def test_what_is_selected_is_attended(shelf: Path, pages: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very values of the chosen blocks, from the store, when the choice changes at every step."""
-    folder = stored(shelf, 605)
-    attended = Attended(monkeypatch)
-    with DocumentReader(folder) as reader, over(folder) as session:
-        policy = Changing(session.layout.candidates(session.tokens))
-        monkeypatch.setattr(session_module, "make_policy", lambda name, task: policy)
-        run = session.start(tiny.question(tiny.tokens(9, 10)), "changing", 10)
-        for token in answer(20):
-            run.step(token)
-        sink = torch.arange(tiny.SINK // tiny.BLOCK)
-        for call, (ids, values) in enumerate(zip(policy.selected, attended.far_values, strict=True)):
-            whole = reader.read_blocks(call % 4, torch.cat([sink, ids]))[:, 1].transpose(0, 1).flatten(1, 2)
-            short = session.tokens % tiny.BLOCK if -(-session.tokens // tiny.BLOCK) - 1 in ids else 0
-            assert torch.equal(values, whole[:, : whole.shape[1] - (tiny.BLOCK - short if short else 0)])
-        assert len(policy.selected) == 4 * 21
-
-
-@pytest.mark.parametrize("budget", [tiny.SINK + tiny.LOCAL, BUDGET, BUDGET + 7, 160])
-def test_asking_keeps_to_the_budget(shelf: Path, pages: None, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the gathered implementation does: on average over the layers, and exactly."""
-    attended = Attended(monkeypatch)
-    for policy in POLICIES:
-        with over(stored(shelf), budget=budget) as session:
-            run = session.start(tiny.question(tiny.tokens(9, 10)), policy, 4)
-            for number, token in enumerate(answer(4)):
-                fed_before = 9 + number - 1 if number else 0  # question and answer count beside the budget
-                assert run.attended_tokens == [beside - fed_before for beside in attended.beside[-4:]], policy
-                if policy.startswith("acre"):
-                    assert max(run.attended_tokens) <= budget
-                elif policy != "full":
-                    assert sum(run.attended_tokens) <= 4 * budget
-                run.step(token)
-
-
 @pytest.mark.parametrize("tokens", [205, 1205])
-def test_pages_for_asking_do_not_grow_with_the_document(shelf: Path, pages: None, tokens: int) -> None:
+def test_pages_for_asking_do_not_grow_with_the_document(shelf: Path, poisoned: None, tokens: int) -> None:
     """Room for a few choices, each at most twice a layer's share."""
     with over(stored(shelf, tokens)) as session:
         for policy in ("hybrid", "actqkv", "acre", "quest", "actqkv"):
@@ -672,7 +606,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[BlockPool]:
 
 @pytest.mark.parametrize("tokens", [301, 1205])
 def test_pages_for_reading_do_not_grow_with_the_document(
-    tmp_path: Path, pages: None, pools: list[BlockPool], tokens: int
+    tmp_path: Path, poisoned: None, pools: list[BlockPool], tokens: int
 ) -> None:
     """Twice what a window attends to, itself included, is the most that is held: the choice before stays until the
     next is there."""
@@ -680,7 +614,9 @@ def test_pages_for_reading_do_not_grow_with_the_document(
     assert max(page_counts(pools[0])) <= 2 * (BUDGET + 16) // tiny.BLOCK
 
 
-def test_a_budget_beyond_the_document_takes_no_more_pages(tmp_path: Path, pages: None, pools: list[BlockPool]) -> None:
+def test_a_budget_beyond_the_document_takes_no_more_pages(
+    tmp_path: Path, poisoned: None, pools: list[BlockPool]
+) -> None:
     folder = stored(tmp_path, budget=10_000)
     with over(folder, budget=20_000) as session:
         ask(session, "actqkv")
@@ -702,7 +638,7 @@ class Interrupted(Exception):
         {"prefill": "full", "positions": "original"},
     ],
 )
-def test_an_interruption_leaves_no_trace(tmp_path: Path, pages: None, how: dict[str, Any]) -> None:
+def test_an_interruption_leaves_no_trace(tmp_path: Path, poisoned: None, how: dict[str, Any]) -> None:
     """The same files, byte for byte, however much of them was there already."""
 
     def read(home: str, stop_at: int = -1) -> Path:
@@ -743,7 +679,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def read_by_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By the gathered implementation, in three windows, the last of which chooses 2 of 5 blocks."""
+    """By torch, in three windows, the last of which chooses 2 of 5 blocks."""
     folder = tmp_path_factory.mktemp("torch") / "document"
     how = tiny.reading(positions="clamped", budget=tiny.SINK + 16 + 2 * tiny.BLOCK, local=16, representative="anchor")
     with pytest.MonkeyPatch.context() as patch:
@@ -756,9 +692,9 @@ def read_by_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_kernels_of_a_layer_alone(family: str, positions: Positions, kernels: None) -> None:
     layers = Layers(family, positions, GAPS, DEVICE)
-    layers.attend(5, [2, 3], [41, 127], Call(0.25, True, None))
-    layers.attend(1, [3, 7], [], Call(0.25, True, 34))
-    layers.attend(1, [3], [], Call(0.25, False, None))
+    layers.attend(5, [2, 3], [41, 127], AttentionCall(0.25, True, None))
+    layers.attend(1, [3, 7], [], AttentionCall(0.25, True, 34))
+    layers.attend(1, [3], [], AttentionCall(0.25, False, None))
 
 
 def test_kernels_answer_the_same(read_by_torch: Path, kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,26 +12,8 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
 
-_checks: list[Callable[[], None]] = []  # one while the worker serves a client or a conversation goes on, else none
-
-
-def check() -> None:
-    """A safe point to stop at: raises KeyboardInterrupt if the user has pressed Ctrl-C, or gone from the worker.
-
-    Does nothing in a process that carries out one command and ends, where Ctrl-C raises by itself.
-    """
-    for ask in _checks:
-        ask()
-
-
-@contextlib.contextmanager
-def checked_by(ask: Callable[[], None]) -> Iterator[None]:
-    """check() calls `ask` for as long as this is open."""
-    _checks.append(ask)
-    try:
-        yield
-    finally:
-        _checks.remove(ask)
+Check = Callable[[], None]
+"""A safe point to stop at: raises KeyboardInterrupt if the user has pressed Ctrl-C, or gone from the worker."""
 
 
 @contextlib.contextmanager
@@ -44,28 +26,33 @@ def on_interrupt(handler: Callable[..., object]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def interrupted_at_check() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt at the next check() only; pressed again before that, at once.
+class Interrupts:
+    """Ctrl-C in this process: it raises by itself, or while `at_check` is open, where `check` is called."""
 
-    For what goes on after it was stopped: in the midst of a step, an exception could leave what is kept half changed.
-    """
-    pressed = False
+    def __init__(self) -> None:
+        self._pressed = False
 
-    def press(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    def ask() -> None:
-        nonlocal pressed
-        if pressed:
-            pressed = False
+    def check(self) -> None:
+        """See `Check`."""
+        if self._pressed:
+            self._pressed = False
             raise KeyboardInterrupt
 
-    with on_interrupt(press), checked_by(ask):
-        yield
+    @contextlib.contextmanager
+    def at_check(self) -> Iterator[None]:
+        """Ctrl-C raises KeyboardInterrupt at the next check() only; pressed again before that, at once.
+
+        For what goes on after it was stopped: in the midst of a step, an exception could leave what is kept half
+        changed.
+        """
+        self._pressed = False
+        with on_interrupt(self._press):
+            yield
+
+    def _press(self, *_: object) -> None:
+        if self._pressed:
+            raise KeyboardInterrupt
+        self._pressed = True
 
 
 def read_line(prompt: str) -> str | None:

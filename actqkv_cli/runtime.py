@@ -1,0 +1,124 @@
+"""What a process keeps loaded from one question to the next: one model, and the documents that were asked last."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from actqkv_cli.config import Settings
+from actqkv_cli.errors import UsageError
+from actqkv_cli.loading import load, located
+from actqkv_cli.store.library import Entry
+from actqkv_cli.store.locks import reading
+from actqkv_cli.store.manifest import Manifest, check_identity, decisive
+
+if TYPE_CHECKING:
+    from actqkv_cli.engine.document_cache import DocumentCache
+    from actqkv_cli.model.files import ModelFiles
+    from actqkv_cli.model.load import LoadedModel
+
+
+class OtherWorkerNeeded(UsageError):
+    """This process keeps another model or library; a new one has to take its place. Nothing was written yet."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model, and the cache of a library's documents that it has read."""
+
+    home: Path
+    model: "LoadedModel"
+    documents: "DocumentCache"
+
+
+class Runtime:
+    """Loads at the first question what later ones find, and keeps it until it is closed. For one thread.
+
+    A command that asks once has one of its own. The worker and all its chats share one, and the server has one.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: _Loaded | None = None
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._loaded:
+            self._loaded.documents.close()
+
+    @contextlib.contextmanager
+    def loaded(
+        self, entries: Sequence[Entry], settings: Settings, quiet: bool
+    ) -> "Iterator[tuple[LoadedModel, DocumentCache]]":
+        """The model of some documents, which no one may change meanwhile, and the cache that opens them.
+
+        Raises OtherWorkerNeeded, IdentityMismatch if one was read by another model, and what locating and loading
+        raise.
+        """
+        with contextlib.ExitStack() as locks:
+            for entry in entries:
+                locks.enter_context(reading(settings.home, entry.id))
+            loaded = self._load([_manifest(entry) for entry in entries], settings, quiet)
+            yield loaded.model, loaded.documents
+
+    def prune(self) -> None:
+        """Let go of documents that were removed or ingested anew."""
+        if self._loaded:
+            self._loaded.documents.prune()
+
+    def status(self) -> dict[str, Any]:
+        """The model and the documents that are kept, for people."""
+        if self._loaded is None:
+            return {"model": None, "documents": []}
+        return {
+            "home": str(self._loaded.home),
+            "model": self._loaded.model.files.name,
+            "device": str(self._loaded.model.device),
+            "documents": [folder.name for folder in self._loaded.documents.folders],
+        }
+
+    def _load(self, manifests: Sequence[Manifest], settings: Settings, quiet: bool) -> _Loaded:
+        spec = manifests[0].model["name"] if settings.model == "default" else settings.model
+        files, dtype = located(spec, settings, quiet), manifests[0].geometry.dtype
+        ours = {**files.identity, "dtype": dtype}
+        for manifest in manifests:
+            check_identity(decisive(manifest.model), decisive(ours))
+        if self._loaded is None:
+            model = load(files, dtype, settings)
+            self._loaded = _Loaded(settings.home, model, _cache_beside(model))
+        else:
+            _check_same(self._loaded, files, dtype, settings)
+        return self._loaded
+
+
+def _cache_beside(model: "LoadedModel") -> "DocumentCache":
+    """Documents may take half of the memory that the model leaves free; questions need some, and other programs."""
+    from actqkv_cli.engine.document_cache import DocumentCache
+    from actqkv_cli.model.choose import free_memory
+
+    return DocumentCache(model.model, free_memory(model.device) // 2)
+
+
+def _check_same(loaded: _Loaded, files: "ModelFiles", dtype: str, settings: Settings) -> None:
+    """Raises OtherWorkerNeeded unless this is what is loaded."""
+    from actqkv_cli.model.load import choose_device
+
+    if loaded.home != settings.home:
+        raise OtherWorkerNeeded(f"the library {loaded.home} is open here, and not {settings.home}")
+    model = loaded.model
+    if (decisive(model.files.identity), model.dtype, model.device) != (
+        decisive(files.identity),
+        dtype,
+        choose_device(settings.device),
+    ):
+        raise OtherWorkerNeeded(f"another model is loaded here: {model.files.name} on {model.device}")
+
+
+def _manifest(entry: Entry) -> Manifest:
+    assert entry.manifest is not None  # `find` gives committed documents only
+    return entry.manifest

@@ -1,0 +1,68 @@
+"""One runtime for several commands, as the worker has it."""
+
+from pathlib import Path
+
+import pytest
+from sandbox import Sandbox
+
+from actqkv_cli.commands import ask, chat
+from actqkv_cli.config import Settings
+from actqkv_cli.model import choose
+from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
+
+QUESTIONS = ["Who built the lighthouse?", "And when?"]
+
+
+@pytest.fixture
+def settings(library: Sandbox) -> Settings:
+    return Settings(home=library.home, cache=library.cache, device="cpu", offline=True, max_tokens=6)
+
+
+def never() -> None:
+    """Nobody stops anything."""
+
+
+def asked(doc: str, settings: Settings, runtime: Runtime) -> None:
+    ask.run("Who?", ask.Asked([doc], False, "text", False, True), settings, 0.0, runtime, never)
+
+
+def test_a_live_chat_keeps_its_document_whatever_else_is_asked(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choose, "free_memory", lambda device: 0)
+
+    def talked(runtime: Runtime, between: list[str]) -> list[str]:
+        said = []
+        talk = chat.run(["handbook"], False, settings, runtime, never)
+        assert next(talk) == chat.PROMPT
+        for question in QUESTIONS:
+            talk.send(question)
+            said.append(capsys.readouterr().out)
+            for doc in between:
+                asked(doc, settings, runtime)
+                kept = runtime.status()["documents"]
+                assert [name.startswith("handbook") for name in kept] == [True, False]
+            capsys.readouterr()
+        with pytest.raises(StopIteration):
+            talk.send(None)
+        return said
+
+    with Runtime() as runtime:
+        alone = talked(runtime, [])
+    with Runtime() as runtime:
+        assert talked(runtime, ["log", "Küste"]) == alone
+        asked("log", settings, runtime)
+        assert [name.startswith("log") for name in runtime.status()["documents"]] == [True]
+    assert runtime.status()["documents"] == []
+    open_now = [descriptor.resolve() for descriptor in Path("/proc/self/fd").glob("*")]
+    assert not any(settings.home in path.parents and path.suffix == ".safetensors" for path in open_now)
+
+
+def test_a_runtime_is_for_one_library(settings: Settings, library: Sandbox, tmp_path: Path) -> None:
+    other = settings.model_copy(update={"home": library.copy(tmp_path).home})
+    with Runtime() as runtime:
+        asked("log", settings, runtime)
+        with pytest.raises(OtherWorkerNeeded, match="is open here"):
+            asked("log", other, runtime)
+    with Runtime() as runtime:
+        asked("log", other, runtime)
