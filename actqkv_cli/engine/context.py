@@ -20,7 +20,7 @@ from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.errors import StoreDamaged, UsageError
 from actqkv_cli.retrieval.policies import of_several_documents
 from actqkv_cli.retrieval.policy import Resident, head_rows
-from actqkv_cli.retrieval.sources import MOST, Passage, passages_of
+from actqkv_cli.retrieval.sources import MAX_PASSAGES, Passage, passages_of
 from actqkv_cli.store.manifest import METHODS, Manifest, decisive
 from actqkv_cli.store.tensors import names_in
 
@@ -96,12 +96,12 @@ class Context:
         """
         ends = [*self.firsts[1:], len(ranking)]
         ranges = list(zip(self.documents, self.firsts, ends, strict=False))
-        most = max(float(ranking[first:end].max()) if first < end else 0.0 for _, first, end in ranges)
+        best_score = max(float(ranking[first:end].max()) if first < end else 0.0 for _, first, end in ranges)
         found = []
         for document, first, end in ranges:
             ours = {block - first for block in attended if first <= block < end}
-            found += [Source(document, p) for p in passages_of(document.reader, ranking[first:end], ours, most)]
-        return sorted(found, key=lambda source: -source.passage.score)[:MOST]
+            found += [Source(document, p) for p in passages_of(document.reader, ranking[first:end], ours, best_score)]
+        return sorted(found, key=lambda source: -source.passage.score)[:MAX_PASSAGES]
 
 
 def _blocks(parts: Sequence[Part], firsts: Sequence[int], layer: int, ids: Tensor) -> Tensor:
@@ -206,8 +206,8 @@ def _resident(
 
     def in_a_row(name: str, tensors: list[Tensor]) -> Tensor:
         if name == "head_keys":  # of single tokens: they reach to the next part's first block
-            room = [(end - first) * size for first, end in zip(firsts, ends, strict=True)]
-            tensors = [pad(keys, (0, 0, 0, most - keys.shape[1])) for keys, most in zip(tensors, room, strict=True)]
+            widths = [(end - first) * size for first, end in zip(firsts, ends, strict=True)]
+            tensors = [pad(keys, (0, 0, 0, width - keys.shape[1])) for keys, width in zip(tensors, widths, strict=True)]
         return torch.cat(tensors, dim=1)
 
     def lexical(question: str) -> Tensor:

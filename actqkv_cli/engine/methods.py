@@ -25,7 +25,7 @@ def method_tensors(
     received = prefilled.received.cpu()
     by_block = pad(received, (0, -tokens % size), value=float("-inf")).unflatten(1, (-1, size))  # (L, N, b)
     counts = (tokens - torch.arange(by_block.shape[1]) * size).clamp(max=size)
-    most, places = by_block.sum(dim=0).max(dim=1)
+    mass_of_best, places = by_block.sum(dim=0).max(dim=1)
     bounds, anchors, snapkv, l1 = [], [], [], []
     for layer in range(geometry.layers):
         blocks = torch.cat(list(writer.read_layer(layer)))
@@ -44,7 +44,7 @@ def method_tensors(
         "snapkv": torch.stack(snapkv),
         "l1_attended": torch.stack(l1),
         "l1_attended_tokens": (torch.arange(len(places)) * size + places).int(),
-        "l1_attended_mass": most,
+        "l1_attended_mass": mass_of_best,
     }
 
 

@@ -55,11 +55,11 @@ def _excerpt(reader: DocumentReader, passage: Passage, sentences: Sequence[Sente
     inside = [sentences[number] for number in sorted(carrying) if number in shown]
     start, end = sentences[shown[0]].start, sentences[shown[-1]].end
     numbers = _pages(reader, start, end)
-    of_most = _pages(reader, inside[0].start, inside[0].end) if inside else numbers
+    pages_inside = _pages(reader, inside[0].start, inside[0].end) if inside else numbers
     return Excerpt(
         passage=replace(
             passage,
-            page=max(sorted(set(of_most)), key=of_most.count),
+            page=max(sorted(set(pages_inside)), key=pages_inside.count),
             pages=tuple(sorted(set(numbers))),
             start=start,
             end=end,

@@ -85,8 +85,8 @@ def _carriers(
         scores = [score(sentence) for sentence in known]
         if any(scores):
             best.append((max(scores), source, scores.index(max(scores))))
-    least = _ALMOST * max(best, default=(0.0, 0, 0))[0]
-    return [(source, number) for reached, source, number in best if reached >= least]
+    threshold = _ALMOST * max(best, default=(0.0, 0, 0))[0]
+    return [(source, number) for reached, source, number in best if reached >= threshold]
 
 
 def terms(text: str) -> set[str]:

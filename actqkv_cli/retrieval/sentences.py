@@ -62,10 +62,10 @@ def sentences_at(text: str, start: int, end: int) -> list[Sentence]:
 
 def whole_words(text: str, start: int, end: int) -> tuple[int, int]:
     """The range widened to whole words, without white space around it."""
-    least, most = max(0, start - _LONGEST_WORD), min(len(text), end + _LONGEST_WORD)
-    while least < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
+    lowest, highest = max(0, start - _LONGEST_WORD), min(len(text), end + _LONGEST_WORD)
+    while lowest < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
         start -= 1
-    while 0 < end < most and not text[end].isspace() and not text[end - 1].isspace():
+    while 0 < end < highest and not text[end].isspace() and not text[end - 1].isspace():
         end += 1
     inner = text[start:end]
     start += len(inner) - len(inner.lstrip())

@@ -7,8 +7,8 @@ from torch import Tensor
 from actqkv_cli.retrieval.sentences import whole_words
 from actqkv_cli.store.reader import DocumentReader
 
-MOST = 3  # passages
-_MOST_BLOCKS = 8  # taken from the head of the ranking to make them
+MAX_PASSAGES = 3
+_MAX_BLOCKS = 8  # taken from the head of the ranking to make them
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,20 @@ class Passage:
 
 
 def passages_of(
-    reader: DocumentReader, ranking: Tensor, attended: set[int], most: float | None = None
+    reader: DocumentReader, ranking: Tensor, attended: set[int], best_score: float | None = None
 ) -> list[Passage]:
     """`passages` of an open document."""
     manifest, tokens = reader.manifest, reader.tokens()
     size = manifest.geometry.block_size
     return passages(
-        ranking, attended, reader.text(), tokens["char_start"], tokens["page"], manifest.document_start, size, most
+        ranking,
+        attended,
+        reader.text(),
+        tokens["char_start"],
+        tokens["page"],
+        manifest.document_start,
+        size,
+        best_score,
     )
 
 
@@ -46,13 +53,13 @@ def passages(
     page: Tensor,
     first: int,
     block_size: int,
-    most: float | None = None,
+    best_score: float | None = None,
 ) -> list[Passage]:
     """The best passages, best first.
 
     ranking: `(N,)`, >= 0, a score per block; attended: the blocks that some layer attended to; char_start, page:
-    int32 `(T,)`; first: the first token of the document itself (template before it); most: the best score of all
-    documents, if there are several.
+    int32 `(T,)`; first: the first token of the document itself (template before it); best_score: the best score
+    of all documents, if there are several.
     """
 
     def characters(blocks: list[int]) -> tuple[int, int]:
@@ -61,16 +68,16 @@ def passages(
             return 0, 0
         return int(char_start[start]), int(char_start[end]) if end < len(char_start) else len(text)
 
-    best = (float(ranking.max()) if most is None else most) or 1.0
+    best = (float(ranking.max()) if best_score is None else best_score) or 1.0
     groups: list[list[int]] = []
     taken = 0
     for block in ranking.argsort(descending=True).tolist():
-        if taken == _MOST_BLOCKS or float(ranking[block]) <= 0:
+        if taken == _MAX_BLOCKS or float(ranking[block]) <= 0:
             break
         if block not in attended or not text[slice(*characters([block]))].strip():
             continue
         near = [group for group in groups if group[0] - 1 <= block <= group[-1] + 1]
-        if not near and len(groups) == MOST:
+        if not near and len(groups) == MAX_PASSAGES:
             break
         joined = sorted([block, *(b for group in near for b in group)])
         if near:  # a block between two groups joins them where the better one stands

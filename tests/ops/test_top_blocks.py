@@ -64,14 +64,14 @@ def test_a_hundred_thousand_scores(backend: Backend) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_any_row(seed: int, backend: Backend) -> None:
     draw = torch.Generator().manual_seed(seed)
-    n, count, first, most = (int(torch.randint(high, (), generator=draw)) for high in (300, 200, 1000, 200))
+    n, count, first, max_count = (int(torch.randint(high, (), generator=draw)) for high in (300, 200, 1000, 200))
     scores = torch.randn(n, generator=draw).mul(seed).round().div(7)
     for value in (NAN, INF, -INF):
         scores[torch.rand(n, generator=draw) < 0.05] = value
-    found = top_blocks(scores.to(DEVICE), count, first, most, backend)
-    taken = min(count, n, most)
+    found = top_blocks(scores.to(DEVICE), count, first, max_count, backend)
+    taken = min(count, n, max_count)
     assert int(found.count) == taken
-    assert found.ids.tolist() == [first + i for i in expected(scores.tolist(), taken)] + [-1] * (most - taken)
+    assert found.ids.tolist() == [first + i for i in expected(scores.tolist(), taken)] + [-1] * (max_count - taken)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -107,13 +107,13 @@ def test_what_does_not_fit_is_refused() -> None:
             top_blocks(wrong, 1)
     for count in (torch.tensor([1]), torch.tensor(1.0), torch.tensor(1, device="meta")):
         with pytest.raises(ValueError, match="count must be"):
-            top_blocks(scores, count, most=1)
-    with pytest.raises(ValueError, match="most must be given"):
+            top_blocks(scores, count, max_count=1)
+    with pytest.raises(ValueError, match="max_count must be given"):
         top_blocks(scores, torch.tensor(1, device=DEVICE))
     with pytest.raises(ValueError, match="negative"):
         top_blocks(scores, -1)
     with pytest.raises(ValueError, match="negative"):
-        top_blocks(scores, 1, most=-1)
+        top_blocks(scores, 1, max_count=-1)
 
 
 def test_the_kernel_that_was_asked_for_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_scoring_and_choosing_run_in_a_cuda_graph() -> None:
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
         scores = block_scores(probe, representatives)
-        found = top_blocks(scores, count, most=50)
+        found = top_blocks(scores, count, max_count=50)
         return density(scores), found.ids, found.count
 
     step()  # compiles

@@ -4,7 +4,7 @@ L1 holds one token of every group of blocks. A first pass attends to sink, L1 an
 says which groups matter and, by its entropy, how many: those are refilled beside the rest of L1 for a second pass
 over the question, and stay for the answer.
 
-Options: the last layer's attention selects for all, unless `layer` (each its own) or `mean` (of all layers) is said;
+Options: the last layer's attention selects for all, unless `layer` (each its own) or `mean` (of all layers) is given;
 `attended` takes each group's most attended token into L1, not its last; `head-entropy` is the mean of single heads'.
 For ablation: `l1` refills nothing, `fixed` always as much as fits, `random` as much as it should but anywhere, `all`
 everything.
@@ -34,11 +34,11 @@ class Policy(Unforeseen):
         self._options = options
         self.scout_layers = layers = task.resident.layers
         count = len(task.candidates)
-        self._size, self._most = grouping(count, task.blocks * task.block_size, task.block_size)
+        self._size, self._max_refilled = grouping(count, task.blocks * task.block_size, task.block_size)
         if "l1" in options:
-            self._size, self._most = l1_grouping(count, task.blocks * task.block_size), 0
+            self._size, self._max_refilled = l1_grouping(count, task.blocks * task.block_size), 0
         if "all" in options:
-            self._size, self._most = 1, count
+            self._size, self._max_refilled = 1, count
         starts = range(0, count, self._size) if self._size else range(0)
         self._groups = [task.candidates[at : at + self._size] for at in starts]
         self._load_l1()
@@ -85,10 +85,11 @@ class Policy(Unforeseen):
 
     def _choose(self, attention: Tensor, ratio: float) -> Tensor:
         """Which groups to refill, bool `(M,)`."""
-        least = math.ceil(self._most / 4)
         # Where all groups fit there is nothing to save, whatever the question looks at.
-        whole = {"fixed", "all"} & set(self._options) or self._most == len(self._groups)
-        count = self._most if whole else refill_volume(ratio, least, self._most)
+        whole = {"fixed", "all"} & set(self._options) or self._max_refilled == len(self._groups)
+        count = (
+            self._max_refilled if whole else refill_volume(ratio, math.ceil(self._max_refilled / 4), self._max_refilled)
+        )
         if "random" in self._options:
             seed = zlib.crc32(self._task.text.encode())
             attention = torch.rand(len(attention), generator=torch.Generator().manual_seed(seed))
@@ -124,15 +125,14 @@ class Policy(Unforeseen):
         """A group's attention for each of its blocks; among those, and elsewhere, by what they received at the end."""
         scores = mass.clone()
         if self._attention.dim() == 1 and mass.max() > 0:
-            least = 1e-3 / len(mass)
-            scores *= least / float(mass.max())
+            scores *= 1e-3 / len(mass) / float(mass.max())
             for group, attention in zip(self._groups, self._attention.tolist(), strict=True):
                 scores[group.start : group.stop] += attention
         return scores
 
 
-def grouping(blocks: int, room: int, block_size: int) -> tuple[int, int]:
-    """Blocks to a group, and how many groups at most can be refilled, so that both fit into `room` tokens.
+def grouping(blocks: int, max_tokens: int, block_size: int) -> tuple[int, int]:
+    """Blocks to a group, and how many groups at most can be refilled, so that both fit into `max_tokens`.
 
     L1 of M tokens and k whole groups of n take M + k (n - 1). Of the group sizes that of most refilled groups is
     taken; where none can be, the smallest of which L1 alone fits.
@@ -140,23 +140,24 @@ def grouping(blocks: int, room: int, block_size: int) -> tuple[int, int]:
 
     def volume(size: int) -> int:
         entries = -(-blocks // size)
-        return min(entries, (room - entries) // max(size * block_size - 1, 1)) if room >= entries else -1
+        return min(entries, (max_tokens - entries) // max(size * block_size - 1, 1)) if max_tokens >= entries else -1
 
     best = max(range(1, blocks + 1), key=volume, default=0)
-    return (best, volume(best)) if best and volume(best) > 0 else (l1_grouping(blocks, room), 0)
+    return (best, volume(best)) if best and volume(best) > 0 else (l1_grouping(blocks, max_tokens), 0)
 
 
-def l1_grouping(blocks: int, room: int) -> int:
-    """Blocks to a group so that L1 alone takes at most `room` tokens; 0 if there is no room."""
-    return -(-blocks // room) if room else 0
+def l1_grouping(blocks: int, max_tokens: int) -> int:
+    """Blocks to a group so that L1 alone takes at most `max_tokens`; 0 if there is no room."""
+    return -(-blocks // max_tokens) if max_tokens else 0
 
 
-def refill_volume(ratio: float, least: int, most: int) -> int:
-    """How many groups to refill: from `least` for a one-hot attention (entropy ratio 0) to `most` for a uniform one."""
-    return min(most, max(least, round(least + (most - least) * ratio)))
+def refill_volume(ratio: float, min_groups: int, max_groups: int) -> int:
+    """How many groups to refill: from `min_groups` for a one-hot attention (entropy ratio 0) to `max_groups` for a
+    uniform one."""
+    return min(max_groups, max(min_groups, round(min_groups + (max_groups - min_groups) * ratio)))
 
 
 def entropy_ratio(attention: Tensor) -> Tensor:
     """Entropy over ln M of distributions `(..., M)`, in [0, 1]; 0 where M is 1."""
-    most = math.log(max(attention.shape[-1], 2))
-    return torch.special.entr(attention.float()).sum(dim=-1).div(most).clamp(0, 1)
+    uniform = math.log(max(attention.shape[-1], 2))
+    return torch.special.entr(attention.float()).sum(dim=-1).div(uniform).clamp(0, 1)

@@ -13,8 +13,8 @@ _TILE = 16384  # scores that the program keeps; any others it reads again, mostl
 _WRITTEN = 4096  # scores at a time in the last pass, whose running sums take registers
 
 
-def top_blocks(scores: Tensor, count: int | Tensor, first: int, most: int) -> tuple[Tensor, Tensor]:
-    ids = torch.empty(most, dtype=torch.int32, device=scores.device)
+def top_blocks(scores: Tensor, count: int | Tensor, first: int, max_count: int) -> tuple[Tensor, Tensor]:
+    ids = torch.empty(max_count, dtype=torch.int32, device=scores.device)
     taken = torch.empty((), dtype=torch.int32, device=scores.device)
     tile = min(max(triton.next_power_of_2(scores.numel()), 32), _TILE)
     _top_blocks[(1,)](
@@ -24,7 +24,7 @@ def top_blocks(scores: Tensor, count: int | Tensor, first: int, most: int) -> tu
         taken,
         scores.numel(),
         first,
-        most,
+        max_count,
         COUNT_IS_TENSOR=isinstance(count, Tensor),
         TILE=tile,
         WRITTEN=min(tile, _WRITTEN),
@@ -41,14 +41,14 @@ def _top_blocks(
     p_taken,  # ()
     n,
     first,
-    most,
+    max_count,
     COUNT_IS_TENSOR: tl.constexpr,
     TILE: tl.constexpr,
     WRITTEN: tl.constexpr,
 ):
     if COUNT_IS_TENSOR:
         count = tl.load(count)
-    count = tl.maximum(tl.minimum(tl.minimum(count, n), most), 0).to(tl.int32)
+    count = tl.maximum(tl.minimum(tl.minimum(count, n), max_count), 0).to(tl.int32)
     tl.store(p_taken, count)
 
     # The last scores are kept: the others are then whole tiles, read without a mask.
@@ -85,8 +85,8 @@ def _top_blocks(
         tl.store(p_ids + placed + tl.cumsum(b_taken) - 1, first + start + i, mask=b_taken > 0)
         seen += tl.sum(b_edge)
         placed += tl.sum(b_taken)
-    for start in range(0, most, WRITTEN):
-        tl.store(p_ids + start + i, -1, mask=(start + i >= count) & (start + i < most))
+    for start in range(0, max_count, WRITTEN):
+        tl.store(p_ids + start + i, -1, mask=(start + i >= count) & (start + i < max_count))
 
 
 @triton.jit

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 
-def top_blocks(scores: Tensor, count: int | Tensor, first: int, most: int) -> tuple[Tensor, Tensor]:
+def top_blocks(scores: Tensor, count: int | Tensor, first: int, max_count: int) -> tuple[Tensor, Tensor]:
     n = scores.numel()
-    room = torch.arange(most, device=scores.device)
-    best = _ranks(scores).topk(min(most, n)).indices
+    room = torch.arange(max_count, device=scores.device)
+    best = _ranks(scores).topk(min(max_count, n)).indices
     asked = room[: best.numel()] < count
     ids = torch.full_like(room, -1, dtype=torch.int32)
     ids[: best.numel()] = best.where(asked, n).sort().values.add(first).where(asked, -1).int()
