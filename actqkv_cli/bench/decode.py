@@ -143,7 +143,7 @@ def _steps(
     found = []
     with session_over(model, context_of([document], model), budget) as session:
         for _ in range(rounds):
-            run = session.start(question, policy, room=_WARM + tokens + 1)
+            run = session.start(question, policy, max_tokens=_WARM + tokens + 1)
             for _ in range(_WARM):
                 run.step(int(run.logits.argmax()))
             synchronize(model.device)

@@ -49,7 +49,7 @@ def fidelity(
     for start in range(0, len(settings), TOGETHER):
         together = settings[start : start + TOGETHER]
         runs = session.start_all([(encoded, policy, budget or None) for policy, budget in together], len(gold))
-        for setting, run, logits in zip(together, runs, session.follow(runs, gold), strict=True):
+        for setting, run, logits in zip(together, runs, session.teacher_force(runs, gold), strict=True):
             log_p = torch.log_softmax(logits, dim=-1).cpu()
             if setting[0] == REFERENCE:
                 reference = log_p

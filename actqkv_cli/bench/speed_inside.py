@@ -107,7 +107,7 @@ def decode(job: Spec) -> dict[str, Any]:
             DocumentReader(Path(job.document)) as reader,
             open_session(loaded.model, reader, job.budget) as session,
         ):
-            run = session.start(question, job.policy, room=tokens + 1)
+            run = session.start(question, job.policy, max_tokens=tokens + 1)
             run.step(int(run.logits.argmax()))  # on a GPU it records the step; the stock rate is without the first too
             began = time.perf_counter()
             for _ in range(tokens):
@@ -187,7 +187,7 @@ def _generate(loaded: "LoadedModel", ids: "Tensor", tokens: int, tell: bool = Fa
         loaded.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
+            max_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
             temperature=None,

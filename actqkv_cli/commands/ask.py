@@ -58,7 +58,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float, runtime: 
             encoded = encode_question(loaded.tokenizer, question)
             policy = make_policy(settings.policy, session.task(encoded))  # which loads what it needs of the index
             clock.lap("index")
-            (started,) = session.run([(policy, encoded)], room=settings.max_tokens)
+            (started,) = session.run([(policy, encoded)], max_tokens=settings.max_tokens)
             clock.lap("retrieve")
             clock.seconds["retrieve"] = round(started.scout_seconds, 4)
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
@@ -99,7 +99,7 @@ def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", c
             for start in range(0, len(questions), _TOGETHER):
                 batch = questions[start : start + _TOGETHER]
                 encoded = [encode_question(loaded.tokenizer, line["question"]) for line in batch]
-                runs = session.start_all([(q, settings.policy, None) for q in encoded], room=settings.max_tokens)
+                runs = session.start_all([(q, settings.policy, None) for q in encoded], max_tokens=settings.max_tokens)
                 answers = decode_all(runs, step, loaded.model, loaded.tokenizer, sampling)
                 for line, one, answer in zip(batch, runs, answers, strict=True):
                     result = record(one, answer, opened, settings.policy, budget, settings.seed)

@@ -95,7 +95,7 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
 
     with session_over(model, chat.conversation.context, budget) as session:
         check()
-        run = session.start(encoded, settings.policy, room=settings.max_tokens)
+        run = session.start(encoded, settings.policy, max_tokens=settings.max_tokens)
         # What is interrupted was said all the same.
         with contextlib.suppress(KeyboardInterrupt):
             decode(run, model, tokenizer, sampling, without_trailing_space(write), check)

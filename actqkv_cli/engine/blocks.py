@@ -28,7 +28,7 @@ _Read = tuple[Tensor, torch.cuda.Event | None]
 class BlockPool:
     """The blocks read last, `capacity` of each layer (0 until `reserve`), least recently used leave first.
 
-    A block has a page of its own in its layer's pages; `bring` tells which. A page that is held does not leave.
+    A block has a page of its own in its layer's pages; `load` tells which. A pinned page does not leave.
     """
 
     def __init__(self, read: ReadBlocks, layers: int, blocks: int, device: torch.device) -> None:
@@ -39,10 +39,10 @@ class BlockPool:
         self._page_of = np.full((layers, blocks), -1, np.int32)
         self._block_in = np.full((layers, 0), -1, np.int32)
         self._used = np.zeros((layers, 0), np.int64)
-        self._held = np.zeros((layers, 0), np.int32)
+        self._pins = np.zeros((layers, 0), np.int32)
         self._tables: dict[int, Tensor] = {}
         self._clock = 0
-        self._coming: dict[int, tuple[_Numbers, Future[_Read]]] = {}
+        self._prefetching: dict[int, tuple[_Numbers, Future[_Read]]] = {}
 
     @property
     def _capacity(self) -> int:
@@ -59,7 +59,7 @@ class BlockPool:
         more = ((0, 0), (0, capacity - self._capacity))
         if more[1][1] > 0:
             self._block_in = np.pad(self._block_in, more, constant_values=-1)
-            self._used, self._held = np.pad(self._used, more), np.pad(self._held, more)
+            self._used, self._pins = np.pad(self._used, more), np.pad(self._pins, more)
             for layer, pages in enumerate(self._pages):
                 if pages is not None:
                     grown = pages.new_empty((capacity, *pages.shape[1:]))
@@ -67,8 +67,8 @@ class BlockPool:
                     self._pages[layer] = grown
 
     def reserve_free(self, count: int) -> None:
-        """Keep at least so many blocks of each layer beside what is held now."""
-        self.reserve(int((self._held > 0).sum(axis=1).max()) + count)
+        """Keep at least so many blocks of each layer beside what is pinned now."""
+        self.reserve(int((self._pins > 0).sum(axis=1).max()) + count)
 
     def pages(self, layer: int) -> Tensor:
         """All pages of a layer, `(P, 2, Hkv, b, d)`: keys, un-rotated, then values. A `reserve` replaces them."""
@@ -103,29 +103,29 @@ class BlockPool:
             self._tables[layer] = torch.from_numpy(self._page_of[layer]).to(self.device, copy=True)
         return self._tables[layer]
 
-    def read_ahead(self, layer: int, ids: Tensor) -> None:
-        """Begin to read what `bring` will soon be asked for, while other layers compute."""
+    def prefetch(self, layer: int, ids: Tensor) -> None:
+        """Begin to read what `load` will soon be asked for, while other layers compute."""
         missing = ids.numpy()[self._page_of[layer, ids.numpy()] < 0]
         if 0 < len(missing) <= self._capacity:
-            self._coming[layer] = missing, _reader().submit(self._fetch, layer, missing)
+            self._prefetching[layer] = missing, _reader().submit(self._fetch, layer, missing)
 
-    def end_reading_ahead(self) -> None:
+    def stop_prefetching(self) -> None:
         """Nothing is read any more that was not asked for again."""
-        coming = [read for _, read in self._coming.values() if not read.cancel()]
-        self._coming.clear()
+        coming = [read for _, read in self._prefetching.values() if not read.cancel()]
+        self._prefetching.clear()
         wait(coming)
 
-    def bring(self, layer: int, ids: Tensor) -> Tensor:
+    def load(self, layer: int, ids: Tensor) -> Tensor:
         """The pages in which blocks `ids` (ascending, int64, on the CPU) now are: int64 `(n,)`, on the CPU."""
         wanted = ids.numpy()
-        coming, read = self._coming.pop(layer, (wanted[:0], None))
+        coming, read = self._prefetching.pop(layer, (wanted[:0], None))
         # What fails here is read again below, if it is wanted: a damaged block that is not must not fail the question.
         if read is not None and not read.exception():
             self._keep(layer, coming, read.result())
         pages = self._page_of[layer, wanted]
         missing = wanted[pages < 0]
         if len(missing):
-            here = Hold(self, layer, pages[pages >= 0])
+            here = Pin(self, layer, pages[pages >= 0])
             try:
                 self._keep(layer, missing, self._fetch(layer, missing))
             finally:
@@ -141,19 +141,19 @@ class BlockPool:
         """
         if len(ids) > self._capacity or not len(ids):
             return self._read(layer, ids).to(self.device)
-        pages = self.bring(layer, ids)
+        pages = self.load(layer, ids)
         return self.pages(layer)[pages.to(self.device)]
 
-    def hold(self, layer: int, pages: Tensor) -> "Hold":
+    def pin(self, layer: int, pages: Tensor) -> "Pin":
         """Keep pages `(n,)` where they are until what is returned is released."""
-        return Hold(self, layer, pages.numpy())
+        return Pin(self, layer, pages.numpy())
 
-    def lease(self, layer: int, count: int) -> tuple[Tensor, "Hold"]:
-        """Pages `(count,)`, int64 on the CPU, that are no block's, and what holds them; they hold anything."""
+    def lease(self, layer: int, count: int) -> tuple[Tensor, "Pin"]:
+        """Pages `(count,)`, int64 on the CPU, that are no block's, and their pin; they hold anything."""
         pages = self._free(layer, count)
         self._forget(layer, pages)
         found = torch.from_numpy(pages)
-        return found, self.hold(layer, found)
+        return found, self.pin(layer, found)
 
     def _touch(self, layer: int, pages: _Numbers) -> None:
         self._clock += 1
@@ -181,11 +181,11 @@ class BlockPool:
         self._touch(layer, new)
 
     def _free(self, layer: int, count: int) -> _Numbers:
-        """Pages that no one holds, the least recently used; the pool grows where there are too few."""
-        free = np.flatnonzero(self._held[layer] == 0)
+        """Pages that are not pinned, the least recently used; the pool grows where there are too few."""
+        free = np.flatnonzero(self._pins[layer] == 0)
         if len(free) < count:
             self.reserve(self._capacity + count - len(free))
-            free = np.flatnonzero(self._held[layer] == 0)
+            free = np.flatnonzero(self._pins[layer] == 0)
         return free[np.argpartition(self._used[layer, free], count - 1)[:count]] if count else free[:0]
 
     def _forget(self, layer: int, pages: _Numbers) -> None:
@@ -201,16 +201,16 @@ class BlockPool:
             self._tables[layer][changed[0]] = changed[1].int()
 
 
-class Hold:
-    """See `BlockPool.hold`."""
+class Pin:
+    """See `BlockPool.pin`."""
 
     def __init__(self, pool: BlockPool, layer: int, pages: _Numbers) -> None:
         self._pool, self._layer, self._pages = pool, layer, pages
-        pool._held[layer, pages] += 1
+        pool._pins[layer, pages] += 1
 
     def release(self) -> None:
         """The pages may leave. On the thread that owns the pool; a second time nothing happens."""
-        self._pool._held[self._layer, self._pages] -= 1
+        self._pool._pins[self._layer, self._pages] -= 1
         self._pages = self._pages[:0]
 
 
@@ -222,7 +222,7 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 @functools.cache
 def _reader() -> ThreadPoolExecutor:
     """One thread: the disk is kept busy, and the model keeps the processor."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="actqkv-read-ahead")
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="actqkv-prefetch")
 
 
 class GrowingBlocks:

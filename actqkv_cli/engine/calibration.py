@@ -19,7 +19,7 @@ from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
-from actqkv_cli.retrieval.policy import Task, Unforeseen
+from actqkv_cli.retrieval.policy import QueryDriven, Task
 from actqkv_cli.store.library import scratch
 from actqkv_cli.store.manifest import TOKENS, Geometry, Reading, RetrievalHead, synthetic_draft
 from actqkv_cli.store.reader import DocumentReader
@@ -50,7 +50,7 @@ class Calibration(BaseModel):
 
 
 @dataclass
-class _Observer(Unforeseen):
+class _Observer(QueryDriven):
     """ActQKV's policy, while it notes for every head of every layer which blocks the question looks at."""
 
     inner: actqkv.Policy
@@ -60,7 +60,7 @@ class _Observer(Unforeseen):
 
     needs = ("representatives",)
     scout_layers = 0
-    settled = False
+    selects_once = False
 
     def begin(self, step: Any) -> None:
         self.inner.begin(step)
@@ -125,7 +125,7 @@ def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]
     encoded = encode_question(tokenizer, question)
     task = session.task(encoded)
     observer = _Observer(actqkv.Policy(task), task, keys, [])
-    session.run([(observer, encoded)], room=0)[0].close()
+    session.run([(observer, encoded)], max_tokens=0)[0].close()
     return torch.stack(observer.mass), observer.inner.densities
 
 

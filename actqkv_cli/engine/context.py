@@ -36,7 +36,7 @@ class Part(Protocol):
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor: ...
 
-    def read_ahead(self, layer: int, ids: Tensor) -> None: ...
+    def prefetch(self, layer: int, ids: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Context:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
         return _blocks(self.parts, self.firsts, layer, ids)
 
-    def read_ahead(self, layer: int, ids: Tensor) -> None:
+    def prefetch(self, layer: int, ids: Tensor) -> None:
         """Begin to read what a layer will soon be asked for. ids: as for `blocks`."""
         for part, ours in _by_part(self.parts, self.firsts, ids):
-            part.read_ahead(layer, ours)
+            part.prefetch(layer, ours)
 
     def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
         """The best passages of all documents, best first. ranking: `(N,)` over the row; attended: its blocks.

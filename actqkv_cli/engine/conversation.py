@@ -48,7 +48,7 @@ class _Turns:
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         return self._blocks[layer][ids.to(self._blocks[layer].device)]
 
-    def read_ahead(self, layer: int, ids: Tensor) -> None:
+    def prefetch(self, layer: int, ids: Tensor) -> None:
         """They are in memory."""
 
 

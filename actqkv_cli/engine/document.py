@@ -22,7 +22,7 @@ class OpenDocument:
     def __init__(self, reader: DocumentReader, device: torch.device) -> None:
         self.reader = reader
         self.tokens = reader.manifest.tokens
-        self._device, self._held = device, dict[str, Tensor]()
+        self._device, self._tensors = device, dict[str, Tensor]()
         self.pool = BlockPool(
             functools.partial(reader.read_blocks, pinned=device.type == "cuda"),
             reader.manifest.geometry.layers,
@@ -44,24 +44,24 @@ class OpenDocument:
     def load(self, names: Collection[str]) -> Mapping[str, Tensor]:
         """The tensors of `store.tensors` that were asked for until now, those of `names` included as far as the
         document has them."""
-        if missing := {*names} - self._held.keys():
-            self._held |= {name: found.to(self._device) for name, found in self.reader.tensors(missing).items()}
-        return self._held
+        if missing := {*names} - self._tensors.keys():
+            self._tensors |= {name: found.to(self._device) for name, found in self.reader.tensors(missing).items()}
+        return self._tensors
 
     @property
     def bytes_held(self) -> int:
         """Memory that its tensors and its blocks take, in bytes; text and words are little beside them."""
-        return sum(tensor.nbytes for tensor in self._held.values()) + self.pool.bytes_held
+        return sum(tensor.nbytes for tensor in self._tensors.values()) + self.pool.bytes_held
 
     def close(self) -> None:
         """Close its files, which are opened again if they are needed. What was read stays in memory."""
-        self.pool.end_reading_ahead()
+        self.pool.stop_prefetching()
         self.reader.close()
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """See `BlockPool.blocks`."""
         return self.pool.blocks(layer, ids)
 
-    def read_ahead(self, layer: int, ids: Tensor) -> None:
-        """See `BlockPool.read_ahead`."""
-        self.pool.read_ahead(layer, ids)
+    def prefetch(self, layer: int, ids: Tensor) -> None:
+        """See `BlockPool.prefetch`."""
+        self.pool.prefetch(layer, ids)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from actqkv_cli.engine.blocks import BlockPool, Hold
+from actqkv_cli.engine.blocks import BlockPool, Pin
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.attention import AttentionCall, Rotary
@@ -24,7 +24,7 @@ Selection with tokens beside them."""
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepState:
     """Where a recorded decoding step stands, on the device.
 
     offset: int32 `()`, tokens fed before; query_positions: int32 `(2, 1)`, of the token that is fed; chosen: int32
@@ -38,22 +38,22 @@ class Moment:
 
 @dataclass(frozen=True)
 class _Pages:
-    """Pages of one side. places: int64 `(n, b)` on the CPU, which token each key is, -1: no one's; holds: keep them."""
+    """Pages of one side. places: int64 `(n, b)` on the CPU, which token each key is, -1: no one's."""
 
     pages: Tensor
     places: Tensor
-    holds: tuple[Hold, ...]
+    pins: tuple[Pin, ...]
 
     def release(self) -> None:
-        for hold in self.holds:
-            hold.release()
+        for pin in self.pins:
+            pin.release()
 
 
 class Layer:
     """The state of one layer while a question or a document's reading lasts. `begin` opens it at a position of the
     document, and `close` lets go of its pages.
 
-    want_mass: whether `attend` is to note what attention keys receive; on_kernels: whether the kernels run; recording:
+    return_mass: whether `attend` notes the attention that keys receive; on_kernels: whether the kernels run; recording:
     whether a step is recorded or played (`engine.recorded`): then no number of the host may matter; selects: whether it
     selects anew.
     """
@@ -80,16 +80,16 @@ class Layer:
         self._gaps = gaps
         self._position = -1
         self.document_near = self.far_tokens = 0  # tokens of the local window before what is fed; and of far keys
-        self.want_mass = False
+        self.return_mass = False
         self.on_kernels = kernels_run(rotary)
         self.recording = self.selects = False
         self._mass = torch.empty(0)  # (Hkv, F + N, b), of the last call
         self._far: list[_Pages] = []
         self._local = self._fed = _Pages(torch.empty(0), torch.empty(0), ())
-        self._played_hold: Hold | None = None
+        self._played_pin: Pin | None = None
 
-    def begin(self, position: int, room: int) -> None:
-        """Bring in sink and local window before token `position`, and room for `room` tokens after it.
+    def begin(self, position: int, capacity: int) -> None:
+        """Load sink and local window before token `position`, and have room for `capacity` tokens after it.
 
         At the position of the call before, what was fed since is dropped, and all else kept.
         """
@@ -108,7 +108,7 @@ class Layer:
             self._played: Tensor | None = None  # what a recorded step chose
             self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self.pool.device)
             self.far_tokens = 0
-        self._make_room(room)
+        self._ensure_capacity(capacity)
 
     def close(self) -> None:
         """Let go of all pages. On the thread that owns the pool; may be called twice."""
@@ -116,7 +116,7 @@ class Layer:
         for part in (*self._far, self._local, self._fed):
             part.release()
         self._far = []
-        self._hold_played(None)
+        self._pin_played(None)
 
     @property
     def chosen_blocks(self) -> Tensor:
@@ -152,14 +152,14 @@ class Layer:
         start, window = self.fed_count, key.shape[1]
         offset: int | Tensor
         if self.recording:
-            base, offset, where = self._near_key, self._moment.offset, self._moment.query_positions
+            base, offset, where = self._near_key, self._state.offset, self._state.query_positions
             tables = self._tables
             if self.selects:
                 self._choose(query)
         else:
-            self._make_room(start + window)
+            self._ensure_capacity(start + window)
             self.fed_count += window
-            self._bring(self._select(self._layer, query))
+            self._list_far(self._select(self._layer, query))
             base, offset = self._near_base(), start
             first = base + self.document_near + start
             where = _query_positions(first, window, self._far_query_position, query.device)
@@ -177,7 +177,7 @@ class Layer:
             scaling=call.scaling,
             rotation=tables if call.rotates else None,
             sliding_window=call.sliding_window,
-            want_mass=self.want_mass,
+            return_mass=self.return_mass,
             workspace=self._workspace,
         )
         if result.mass is not None:
@@ -200,15 +200,15 @@ class Layer:
         """Whether a block's positions depend on nothing but the block."""
         return self._gaps is None and self._positions == "original"
 
-    def record(self, moment: Moment, policy: RetrievalPolicy) -> None:
+    def record(self, state: StepState, policy: RetrievalPolicy) -> None:
         """Make ready for recorded steps: what they read has one place from now on."""
-        self._moment, self._policy = moment, policy
+        self._state, self._policy = state, policy
         base = self._near_base()
         self._list_near(base)
         self._tables = self._rotary.halves(self._last_position(base))  # others may replace them by larger ones
         if not isinstance(policy, PerToken):
             return
-        most = len(moment.chosen)
+        most = len(state.chosen)
         self.pool.reserve_free(3 * most)  # so that what one token chose is still there for the next
         far, sinks = self._far_list, len(self._sink)
         extra = sinks + most - len(far.slots)
@@ -235,7 +235,7 @@ class Layer:
         """Select on the device, and list what of it is in the pool."""
         assert isinstance(self._policy, PerToken)
         ids = self._policy.choose(self._layer, query).ids
-        self._moment.chosen.copy_(ids)
+        self._state.chosen.copy_(ids)
         page = self._table[ids.clamp(min=0)]
         there = (ids >= 0) & (page >= 0)
         size, sinks = self._layout.block_size, len(self._sink)
@@ -243,17 +243,17 @@ class Layer:
         self._far_list.slots[sinks:] = torch.where(there, page, 0)
         self._far_list.positions[sinks:] = torch.where(there[:, None] & (places < self._position), places, -1)
 
-    def note_chosen(self, ids: Tensor, bring: bool) -> None:
-        """A recorded step chose these blocks, int64 `(n,)` on the CPU. bring: have them in the pool, and hold them."""
-        self._hold_played(self.pool.hold(self._layer, self.pool.bring(self._layer, ids)) if bring else None)
+    def note_chosen(self, ids: Tensor, load: bool) -> None:
+        """A recorded step chose these blocks, int64 `(n,)` on the CPU. load: have them in the pool, and pin them."""
+        self._pin_played(self.pool.pin(self._layer, self.pool.load(self._layer, ids)) if load else None)
         self._played = ids
         size = self._layout.block_size
         self.far_tokens = int((self._position - torch.cat([self._sink, ids]) * size).clamp(max=size).sum())
 
-    def _hold_played(self, hold: Hold | None) -> None:
-        if self._played_hold is not None:
-            self._played_hold.release()
-        self._played_hold = hold
+    def _pin_played(self, pin: Pin | None) -> None:
+        if self._played_pin is not None:
+            self._played_pin.release()
+        self._played_pin = pin
 
     @property
     def _far_query_position(self) -> int | None:
@@ -275,34 +275,34 @@ class Layer:
         near = self._local.places.numel() + self._fed.places.numel()
         return max(base + near, self._layout.local) + 1
 
-    def _make_room(self, tokens: int) -> None:
+    def _ensure_capacity(self, tokens: int) -> None:
         """Pages for so many fed tokens."""
         size, have = self._layout.block_size, len(self._fed.pages)
         if tokens > have * size:
             more = self._lease(max(-(-tokens // size) - have, have))
             pages = torch.cat([self._fed.pages, more.pages])
             places = self._position + torch.arange(len(pages) * size).view(-1, size)
-            self._fed = _Pages(pages, places, (*self._fed.holds, *more.holds))
+            self._fed = _Pages(pages, places, (*self._fed.pins, *more.pins))
             self._near_key = -1  # neither list is of these pages
 
     def _lease(self, count: int) -> _Pages:
-        pages, hold = self.pool.lease(self._layer, count)
-        return _Pages(pages, torch.full((count, self._layout.block_size), -1), (hold,))
+        pages, pin = self.pool.lease(self._layer, count)
+        return _Pages(pages, torch.full((count, self._layout.block_size), -1), (pin,))
 
     def _of_blocks(self, ids: Tensor, selected: Selection | None = None) -> _Pages:
         """The pages of blocks, and which tokens they hold: no gaps, none behind the document's end, and of blocks that
         are not selected as a whole those that are."""
         size = self._layout.block_size
-        pages = self.pool.bring(self._layer, ids)
+        pages = self.pool.load(self._layer, ids)
         places = ids[:, None] * size + torch.arange(size)
         hidden = places >= self._position
         if self._gaps is not None:
             hidden |= torch.isin(places, self._gaps)
         if selected is not None:
             hidden |= ~shown(places, selected, self._sink, size)
-        return _Pages(pages, places.masked_fill(hidden, -1), (self.pool.hold(self._layer, pages),))
+        return _Pages(pages, places.masked_fill(hidden, -1), (self.pool.pin(self._layer, pages),))
 
-    def _bring(self, selected: Tensor | Selection) -> None:
+    def _list_far(self, selected: Tensor | Selection) -> None:
         """List the far pages: sink, blocks, and pages of single tokens; unless they are those of the call before."""
         if isinstance(selected, Tensor):
             selected = Selection(selected, self._sink[:0])
@@ -319,8 +319,8 @@ class Layer:
         self._far = [self._of_blocks(read, selected)]
         if selected.states is not None and len(selected.tokens):
             self._far.append(self._of_tokens(selected.tokens, selected.states))
-        self._hold_played(None)
-        for part in left:  # after the new ones are held: what is in both stays where it is
+        self._pin_played(None)
+        for part in left:  # after the new ones are pinned: what is in both stays where it is
             part.release()
         places = torch.cat([part.places for part in self._far])
         there = places >= 0

@@ -44,7 +44,7 @@ class _ReadingLayer:
         self._blocks = blocks
         self._anchor = reading.representative == "anchor"
         self._baselines = reading.baselines
-        attention.want_mass = self._anchor or self._baselines
+        attention.return_mass = self._anchor or self._baselines
         self.received = torch.empty(0)
         self.last_queries = torch.empty(0)
         self.position = 0

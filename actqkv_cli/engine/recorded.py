@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from actqkv_cli.engine.layer import Layer, Moment
+from actqkv_cli.engine.layer import Layer, StepState
 from actqkv_cli.errors import StoreDamaged, first_line
 from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy
 from actqkv_kernels.backend import SlowerPath
@@ -35,7 +35,7 @@ class RecordedStep:
         most = policy.most() if isinstance(policy, PerToken) else 0
         chosen = torch.full((len(self._layers), most), -1, dtype=torch.int32, device=device)
         for number, layer in enumerate(self._layers):
-            layer.record(Moment(offset, positions[number], chosen[number]), policy)
+            layer.record(StepState(offset, positions[number], chosen[number]), policy)
         self._offset, self._positions, self._chosen = offset, positions, chosen
         self._fed = self._layers[0].fed_count
         self._pace = self._layers[0].pace
@@ -84,7 +84,7 @@ class RecordedStep:
         return self._forward([self._layers], self._ids)[0, -1]
 
     def _all_there(self) -> bool:
-        """Whether all layers found what they chose; what they did not is fetched, and what is to stay is held."""
+        """Whether all layers found what they chose; what they did not is fetched, and what is to stay is pinned."""
         assert isinstance(self._policy, PerToken)
         chosen = self._chosen.cpu().long()
         there = self._layers[0].pool.uses(chosen)
@@ -93,7 +93,7 @@ class RecordedStep:
         for number, (layer, ids) in enumerate(zip(self._layers, ours, strict=True)):
             had = there or layer.pool.has(number, ids)
             try:
-                layer.note_chosen(ids, bring=not there or self._policy.keeps)
+                layer.note_chosen(ids, load=not there or self._policy.keeps)
             except StoreDamaged:
                 if not missed:
                     raise
@@ -108,7 +108,7 @@ def recordable(layers: Sequence[Layer], policy: RetrievalPolicy) -> bool:
     is known or stays on the device."""
     if not layers[0].on_kernels or not layers[0].has_room:
         return False
-    return policy.settled or (isinstance(policy, PerToken) and all(layer.simple for layer in layers))
+    return policy.selects_once or (isinstance(policy, PerToken) and all(layer.simple for layer in layers))
 
 
 def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:

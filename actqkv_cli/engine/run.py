@@ -30,7 +30,7 @@ class Run:
     policy: RetrievalPolicy
     question: EncodedQuestion
     layers: list[Layer]
-    room: int
+    capacity: int
     forward: Forward
     advance: Callable[[Sequence["Run"], Sequence[int]], None]
 
@@ -44,12 +44,12 @@ class Run:
         """Make ready for a pass over the question; returns the layers that it goes through."""
         layers = self.layers[: self.policy.scout_layers] if step == "scout" else self.layers
         for layer in layers:
-            layer.begin(self.context.tokens, self.room)
-            layer.want_mass = step == "question"
+            layer.begin(self.context.tokens, self.capacity)
+            layer.return_mass = step == "question"
         self.policy.begin(step)
         return layers
 
-    def settle(self, logits: Tensor) -> None:
+    def finish_question(self, logits: Tensor) -> None:
         """The question has gone through all layers: keep the next token's logits `(V,)` and rank the blocks."""
         context = self.context
         self.logits = logits
@@ -58,7 +58,7 @@ class Run:
         mass[context.unranked.to(mass.device)] = 0
         self.ranking = self.policy.ranking(block_sums(mass, self.layout.block_size).cpu())
         for layer in self.layers:
-            layer.want_mass = False
+            layer.return_mass = False
 
     def step(self, token: int) -> Tensor:
         """Feed one token; returns (and keeps) the next token's logits `(V,)` fp32."""

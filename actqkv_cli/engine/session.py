@@ -83,19 +83,19 @@ class Session:
             score=self._reading.score,
         )
 
-    def start(self, question: EncodedQuestion, policy: str, room: int, budget: int | None = None) -> Run:
-        """Feed a question and be ready to decode up to `room` tokens. Questions do not see one another."""
-        return self.start_all([(question, policy, budget)], room)[0]
+    def start(self, question: EncodedQuestion, policy: str, max_tokens: int, budget: int | None = None) -> Run:
+        """Feed a question and be ready to decode up to `max_tokens` tokens. Questions do not see one another."""
+        return self.start_all([(question, policy, budget)], max_tokens)[0]
 
-    def start_all(self, asked: Sequence[tuple[EncodedQuestion, str, int | None]], room: int) -> list[Run]:
+    def start_all(self, asked: Sequence[tuple[EncodedQuestion, str, int | None]], max_tokens: int) -> list[Run]:
         """(question, policy, budget) for each run; they go through the model together, and read blocks once."""
         tasks = [(policy, self.task(question, budget), question) for question, policy, budget in asked]
-        return self.run([(make_policy(policy, task), question) for policy, task, question in tasks], room)
+        return self.run([(make_policy(policy, task), question) for policy, task, question in tasks], max_tokens)
 
-    def run(self, asked: Sequence[tuple[RetrievalPolicy, EncodedQuestion]], room: int) -> list[Run]:
+    def run(self, asked: Sequence[tuple[RetrievalPolicy, EncodedQuestion]], max_tokens: int) -> list[Run]:
         """Feed questions, each under its policy, which go through the model together: a run for each."""
         self._reserve(len(asked))
-        runs = [self._run(policy, question, room) for policy, question in asked]
+        runs = [self._run(policy, question, max_tokens) for policy, question in asked]
         self.runs = [run for run in self.runs if not run.closed] + runs
         for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
             began = time.perf_counter()
@@ -109,18 +109,18 @@ class Session:
                 run.scout_seconds = time.perf_counter() - began
         for run in runs:
             run.begin("question")
-        self._read_ahead(runs)
+        self._prefetch(runs)
         rows, lengths = self._rows([run.question.ids for run in runs])
         for run, logits in zip(runs, self.forward(_layers(runs), rows, lengths=lengths), strict=True):
-            run.settle(logits[-1])
+            run.finish_question(logits[-1])
         return runs
 
-    def _run(self, policy: RetrievalPolicy, question: EncodedQuestion, room: int) -> Run:
+    def _run(self, policy: RetrievalPolicy, question: EncodedQuestion, max_tokens: int) -> Run:
         gaps = self.context.gaps if len(self.context.gaps) else None
         place = (self._rotary, self.layout, self._positions, self._workspace, gaps)
         layers = [Layer(layer, self.context.pool, policy.select, *place) for layer in range(self.resident.layers)]
-        room += len(question.ids)
-        return Run(self.context, self.layout, policy, question, layers, room, self.forward, self.step)
+        max_tokens += len(question.ids)
+        return Run(self.context, self.layout, policy, question, layers, max_tokens, self.forward, self.step)
 
     def _reserve(self, questions: int) -> None:
         """Room in memory for the blocks of all the questions, and of one that was asked before."""
@@ -132,12 +132,12 @@ class Session:
             document.pool.reserve(min(wanted, document.reader.manifest.block_count))
         self.context.pool.reserve(min(wanted, self.resident.blocks))
 
-    def _read_ahead(self, runs: Sequence[Run]) -> None:
+    def _prefetch(self, runs: Sequence[Run]) -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""
         sink = torch.arange(self.layout.sink_blocks(self.tokens))
         for layer in range(self.resident.layers):
-            foreseen = [run.policy.foreseen(layer) for run in runs]
-            self.context.read_ahead(layer, torch.cat([sink, *foreseen]).unique())
+            known = [run.policy.known_blocks(layer) for run in runs]
+            self.context.prefetch(layer, torch.cat([sink, *known]).unique())
 
     def _rows(self, ids: Sequence[Tensor]) -> tuple[Tensor, list[int] | None]:
         """Tokens `(R, W)`, padded on the left, for it is the end of a row that is looked up; and how many of each row
@@ -169,15 +169,15 @@ class Session:
         for run, logits in zip(runs, self.forward(_layers(runs), ids), strict=True):
             run.logits = logits[-1]
 
-    def follow(self, runs: Sequence[Run], tokens: Tensor) -> list[Tensor]:
+    def teacher_force(self, runs: Sequence[Run], tokens: Tensor) -> list[Tensor]:
         """Logits `(A, V)` fp32 of every run after the question, and after each but the last of an answer's tokens
         `(A,)`."""
         logits = {run: [run.logits[None]] for run in runs}
-        for settled in (True, False):
-            ours = [run for run in runs if run.policy.settled == settled]
+        for once in (True, False):
+            ours = [run for run in runs if run.policy.selects_once == once]
             left = tokens[:-1].to(self.model.device)
             # What was selected for the question stays: all tokens at once are as good as one by one.
-            for ids in [left] if settled else left.split(1):
+            for ids in [left] if once else left.split(1):
                 if ours and len(ids):
                     for run in ours:
                         run.policy.begin("decode")

@@ -10,7 +10,7 @@ class FixedScores:
 
     needs: tuple[str, ...] = ()
     scout_layers = 0
-    settled = True
+    selects_once = True
 
     def __init__(self, task: Task, scores: Tensor) -> None:
         candidates = task.candidates
@@ -27,7 +27,7 @@ class FixedScores:
     def select(self, layer: int, queries: Tensor) -> Tensor:
         return self._chosen[layer]
 
-    def foreseen(self, layer: int) -> Tensor:
+    def known_blocks(self, layer: int) -> Tensor:
         return self._chosen[layer]
 
     def ranking(self, mass: Tensor) -> Tensor:

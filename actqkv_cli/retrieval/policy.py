@@ -124,12 +124,12 @@ class RetrievalPolicy(Protocol):
     """A retrieval method. The session calls `begin` before each pass over the layers, `select` in each layer.
 
     needs: the tensors of `store.tensors` that it keeps in memory, of the class the most that it may need; scout_layers:
-    how many layers a first, scouting pass over the question needs, 0 for none; settled: whether what was selected for
-    the question stays for the answer.
+    how many layers a first, scouting pass over the question needs, 0 for none; selects_once: whether what was selected
+    for the question stays for the answer.
     """
 
     scout_layers: int
-    settled: bool
+    selects_once: bool
 
     @property
     def needs(self) -> tuple[str, ...]: ...
@@ -141,7 +141,7 @@ class RetrievalPolicy(Protocol):
         un-rotated."""
         ...
 
-    def foreseen(self, layer: int) -> Tensor:
+    def known_blocks(self, layer: int) -> Tensor:
         """Ids of the candidates that a layer will select in the step that began, if that is known by now: they are
         read ahead."""
         ...
@@ -154,20 +154,20 @@ class RetrievalPolicy(Protocol):
         ...
 
 
-class Unforeseen:
+class QueryDriven:
     """A policy that selects by each layer's own queries."""
 
-    def foreseen(self, layer: int) -> Tensor:
+    def known_blocks(self, layer: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
 
 
-class PerToken(Unforeseen):
+class PerToken(QueryDriven):
     """A policy by which every layer selects anew for each token, or, with the option `every4` or `every16`, for each
     fourth or sixteenth. What it selects can stay on the device."""
 
     needs: tuple[str, ...] = ()
     scout_layers = 0
-    settled = False
+    selects_once = False
     EVERY = frozenset({"every4", "every16"})
 
     def __init__(self, task: Task, options: Sequence[str] = ()) -> None:

@@ -133,7 +133,7 @@ def _answer(job: Job, settings: Settings, runtime: Runtime) -> dict[str, Any]:
         _check_room(loaded, encoded, budget, asked.max_tokens)
         sampling = Sampling(asked.temperature, asked.top_p, asked.seed, asked.max_tokens)
         with session_over(loaded.model, cache.context_of(opened), budget) as session:
-            run = session.start(encoded, asked.policy, room=asked.max_tokens)
+            run = session.start(encoded, asked.policy, max_tokens=asked.max_tokens)
             job.tell(Begun([entry.id for entry in entries]))
             answer = _decode(job, run, loaded, sampling)
         result = record(run, answer, opened, asked.policy, budget, asked.seed)

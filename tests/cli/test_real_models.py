@@ -97,7 +97,7 @@ def test_most_questions_find_their_page(handbook: tuple[Sandbox, Done], answered
         place = (reader.text(), tokens["char_start"], tokens["page"], reader.manifest.document_start, 32)
         with open_session(loaded.model, reader, answered["budget"]) as session:
             for line in questions:
-                run = session.start(encode_question(loaded.tokenizer, line["question"]), "hybrid", room=1)
+                run = session.start(encode_question(loaded.tokenizer, line["question"]), "hybrid", max_tokens=1)
                 pages = [passage.page for passage in passages(run.ranking, run.attended, *place)][:3]
                 found += bool(set(line["pages"]) & set(pages))
     print(f"{found} of {len(questions)} pages are among the first three sources")

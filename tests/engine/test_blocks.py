@@ -55,13 +55,13 @@ def test_pages_hold_what_was_brought_whatever_is_read_ahead_held_and_leased(stor
     for step in range(400):
         layer, ids = step % 2, some(draw, 6)
         if step % 3 == 0:
-            pool.read_ahead(layer, some(draw, 12))
-        pages = pool.bring(layer, ids)
-        held.append((layer, ids, pages, pool.hold(layer, pages)))
+            pool.prefetch(layer, some(draw, 12))
+        pages = pool.load(layer, ids)
+        held.append((layer, ids, pages, pool.pin(layer, pages)))
         if step % 5 == 0:
-            leased, hold = pool.lease(layer, 3)
+            leased, pin = pool.lease(layer, 3)
             pool.pages(layer)[leased] = -7.0
-            held.append((layer, None, leased, hold))
+            held.append((layer, None, leased, pin))
         for layer, ids, pages, _ in held:
             assert (pool.pages(layer)[pages] == (-7.0 if ids is None else store.content[layer, ids])).all()
         while len(held) > 5:
@@ -77,47 +77,47 @@ def test_what_was_used_last_stays(store: Store) -> None:
 
 def test_a_larger_pool_keeps_what_it_had(store: Store) -> None:
     pool, ids = store.pool(3), torch.tensor([4, 8, 9])
-    pool.bring(0, ids)
+    pool.load(0, ids)
     pool.reserve(20)
-    pool.bring(0, torch.arange(20, 30))
-    assert torch.equal(pool.pages(0)[pool.bring(0, ids)], store.content[0, ids])
+    pool.load(0, torch.arange(20, 30))
+    assert torch.equal(pool.pages(0)[pool.load(0, ids)], store.content[0, ids])
     assert store.read == [4, 8, 9, *range(20, 30)]
 
 
 def test_a_pool_of_which_all_is_held_grows(store: Store) -> None:
     pool, ids = store.pool(4), torch.tensor([1, 2, 3, 4])
-    pages = pool.bring(0, ids)
-    hold = pool.hold(0, pages)
+    pages = pool.load(0, ids)
+    pin = pool.pin(0, pages)
     for other in ([5, 6], [7], [8, 9, 10]):
-        pool.bring(0, torch.tensor(other))
+        pool.load(0, torch.tensor(other))
     assert torch.equal(pool.pages(0)[pages], store.content[0, ids])
     size = len(pool.pages(0))
-    hold.release()
-    hold.release()
-    pool.bring(0, torch.tensor([11, 12, 13, 14]))
+    pin.release()
+    pin.release()
+    pool.load(0, torch.tensor([11, 12, 13, 14]))
     assert len(pool.pages(0)) == size
 
 
 def test_what_is_read_ahead_is_read_once(store: Store) -> None:
     pool, ids = store.pool(10), torch.tensor([3, 4, 7])
-    pool.read_ahead(1, ids)
+    pool.prefetch(1, ids)
     assert torch.equal(pool.blocks(1, ids), store.content[1, ids])
-    pool.read_ahead(1, ids)
+    pool.prefetch(1, ids)
     assert torch.equal(pool.blocks(1, ids), store.content[1, ids])
     assert store.read == [3, 4, 7]
 
 
 def test_a_read_ahead_that_failed_fails_no_one_who_does_not_want_it(store: Store) -> None:
     pool = store.pool(10)
-    pool.bring(0, torch.tensor([1, 2]))
+    pool.load(0, torch.tensor([1, 2]))
     store.fails = True
-    pool.read_ahead(0, torch.tensor([3]))
-    pool.bring(0, torch.tensor([1, 2]))
-    pool.read_ahead(0, torch.tensor([3]))
+    pool.prefetch(0, torch.tensor([3]))
+    pool.load(0, torch.tensor([1, 2]))
+    pool.prefetch(0, torch.tensor([3]))
     with pytest.raises(OSError, match="unplugged"):
-        pool.bring(0, torch.tensor([2, 3]))
+        pool.load(0, torch.tensor([2, 3]))
     store.fails = False
-    pool.read_ahead(0, torch.tensor([3]))
+    pool.prefetch(0, torch.tensor([3]))
     ids = torch.tensor([1, 3])
     assert torch.equal(pool.blocks(0, ids), store.content[0, ids])
 

@@ -152,9 +152,9 @@ def test_what_is_still_read_ahead_opens_no_file_of_a_closed_document(cache: Cach
     with kept.pinned(folders[:1]) as (document,):
         document.pool.reserve(12)
         for layer in range(4):
-            document.read_ahead(layer, torch.arange(12))
+            document.prefetch(layer, torch.arange(12))
     kept.close()
-    assert not document.pool._coming
+    assert not document.pool._prefetching
     assert open_files(folders[0]) == 0
 
 

@@ -141,8 +141,8 @@ def answer(count: int, seed: int = 11) -> list[int]:
     return [int(token) for token in tiny.tokens(count, seed)]
 
 
-def ask(session: Session, policy: str, length: int = 9, seed: int = 10, tokens: int = 6, room: int = 6) -> Seen:
-    run = session.start(tiny.question(tiny.tokens(length, seed)), policy, room)
+def ask(session: Session, policy: str, length: int = 9, seed: int = 10, tokens: int = 6, max_tokens: int = 6) -> Seen:
+    run = session.start(tiny.question(tiny.tokens(length, seed)), policy, max_tokens)
     seen = together(session, [run], [answer(tokens, seed + 1)])[0]
     run.close()
     return seen
@@ -202,12 +202,14 @@ def test_budgets(shelf: Path, budget: int) -> None:
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_questions_of_any_length_and_answers_beyond_their_room(shelf: Path, positions: str) -> None:
-    for length, room, tokens in ((1, 0, 1), (9, 0, 30), (7, 3, 9), (33, 1, 9), (150, 0, 3)):
+    for length, max_tokens, tokens in ((1, 0, 1), (9, 0, 30), (7, 3, 9), (33, 1, 9), (150, 0, 3)):
         for policy in ("heads", "actqkv"):
 
-            def asked(policy: str = policy, length: int = length, room: int = room, tokens: int = tokens) -> Seen:
+            def asked(
+                policy: str = policy, length: int = length, max_tokens: int = max_tokens, tokens: int = tokens
+            ) -> Seen:
                 with over(stored(shelf, positions=positions)) as session:
-                    return ask(session, policy, length, room=room, tokens=tokens)
+                    return ask(session, policy, length, max_tokens=max_tokens, tokens=tokens)
 
             assert_same(*both(asked), (policy, length))
 
@@ -329,8 +331,8 @@ def test_an_answer_in_one_pass(shelf: Path) -> None:
 
     def followed() -> list[Tensor]:
         with over(stored(shelf)) as session:
-            runs = [session.start(question, policy, room) for policy in POLICIES for room in (0, 20)]
-            return session.follow(runs, tiny.tokens(20, 11))
+            runs = [session.start(question, policy, max_tokens) for policy in POLICIES for max_tokens in (0, 20)]
+            return session.teacher_force(runs, tiny.tokens(20, 11))
 
     for found, expected in zip(*both(followed), strict=True):
         assert (found - expected).abs().max() < 1e-4
@@ -373,7 +375,7 @@ class Layers:
         for _ in range(2):
             pool = BlockPool(self.blocks, 1, 25, torch.device(device))
             layer = Layer(0, pool, lambda *_: self.selected, rotary, layout, positions, Workspace(), gaps)
-            layer.want_mass = True
+            layer.return_mass = True
             layer.begin(self.POSITION, 2)  # less room than is needed
             self.layers.append(layer)
 
@@ -451,13 +453,13 @@ def test_what_has_ended_gives_its_pages_back(shelf: Path, poisoned: None) -> Non
     with over(stored(shelf)) as session:
         pool = session.context.pool
         first, second = (session.start(tiny.question(tiny.tokens(9, seed)), "actqkv:every4", 4) for seed in (10, 20))
-        before = pool._held.sum()
+        before = pool._pins.sum()
         first.step(5)
         first.close()
         first.close()
-        assert 0 < pool._held.sum() <= before / 2
+        assert 0 < pool._pins.sum() <= before / 2
         second.step(5)
-    assert pool._held.sum() == 0
+    assert pool._pins.sum() == 0
     assert second.attended  # what it attended to can still be told
 
 
@@ -477,7 +479,7 @@ def test_a_question_that_cannot_begin_says_why(shelf: Path, monkeypatch: pytest.
             session.start(tiny.question(tiny.tokens(9, 10)), "actqkv", 4)
         monkeypatch.undo()
         ask(session, "actqkv")
-    assert pool._held.sum() == 0
+    assert pool._pins.sum() == 0
 
 
 def test_living_runs_keep_their_pages(shelf: Path) -> None:

@@ -89,7 +89,7 @@ def test_every_pair_stands_at_its_distance(
 
     pool = BlockPool(document.blocks, 1, 25, torch.device("cpu"))
     layer = Layer(0, pool, select, rotary, layout, positions, Workspace())
-    layer.want_mass = True
+    layer.return_mass = True
     layer.begin(POSITION, 2)  # less room than is needed
     near_first = layout.near_start(POSITION) * tiny.BLOCK
     fed = document.tokens[:, :, :0]

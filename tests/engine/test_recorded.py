@@ -45,8 +45,8 @@ def opened(folder: Path) -> Iterator[Session]:
         yield made
 
 
-def start(of: Session, policy: str, room: int = len(ANSWER)) -> Run:
-    return of.start(tiny.question(tiny.tokens(9, 3)), policy, room)
+def start(of: Session, policy: str, max_tokens: int = len(ANSWER)) -> Run:
+    return of.start(tiny.question(tiny.tokens(9, 3)), policy, max_tokens)
 
 
 def by_hand(folder: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
@@ -109,7 +109,7 @@ def test_what_is_missing_is_fetched_and_the_step_played_again(
         for token in ANSWER:
             pool = asked.context.pool
             for layer in range(4):  # all that is not held leaves
-                free = (pool._held[layer] == 0).nonzero()[0]
+                free = (pool._pins[layer] == 0).nonzero()[0]
                 pool._forget(layer, free)
                 pool.pages(layer)[torch.from_numpy(free)] = torch.nan
             found.append(run.step(token))
@@ -125,7 +125,7 @@ def test_steps_by_hand_between_are_noticed(
     """Steps together with another run are not recorded, nor is one for which there is no room yet."""
     expected = by_hand(document, policy, monkeypatch)
     with opened(document) as asked:
-        run, other = start(asked, policy, room=0), start(asked, "streaming")
+        run, other = start(asked, policy, max_tokens=0), start(asked, "streaming")
         found = []
         for number, token in enumerate(ANSWER):
             if number in (2, 3, 7):
@@ -163,4 +163,4 @@ def test_what_steps_held_is_let_go(policy: str, document: Path) -> None:
         for token in ANSWER:
             run.step(token)
         run.close()
-        assert pool._held.sum() == 0
+        assert pool._pins.sum() == 0

@@ -15,7 +15,7 @@ from actqkv_cli.engine import session as session_module
 from actqkv_cli.engine.session import open_session
 from actqkv_cli.errors import StoreDamaged, UsageError
 from actqkv_cli.retrieval.policies import policy_names
-from actqkv_cli.retrieval.policy import Unforeseen
+from actqkv_cli.retrieval.policy import QueryDriven
 from actqkv_cli.store import jsonfile
 from actqkv_cli.store.manifest import METHODS
 from actqkv_cli.store.reader import DocumentReader
@@ -51,10 +51,10 @@ def policy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def asked(folder: Path, policy: str, seed: int, length: int = 9, room: int | None = None) -> Tensor:
+def asked(folder: Path, policy: str, seed: int, length: int = 9, max_tokens: int | None = None) -> Tensor:
     """Logits of one question alone, in a session of its own."""
     with tiny.opened(tiny.model(), folder) as session:
-        return tiny.answer_logits(session, tiny.tokens(length, seed), policy, tiny.tokens(6, seed + 1), room)
+        return tiny.answer_logits(session, tiny.tokens(length, seed), policy, tiny.tokens(6, seed + 1), max_tokens)
 
 
 def test_questions_do_not_see_one_another(document: Path, policy: str) -> None:
@@ -131,7 +131,9 @@ def test_a_question_of_any_length(tmp_path: Path, length: int) -> None:
 
 
 def test_an_answer_may_be_longer_than_its_room(document: Path, policy: str) -> None:
-    torch.testing.assert_close(asked(document, policy, 10, room=0), asked(document, policy, 10), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        asked(document, policy, 10, max_tokens=0), asked(document, policy, 10), atol=1e-5, rtol=0
+    )
 
 
 def test_half_precision_stays_near(tmp_path: Path) -> None:
@@ -245,15 +247,15 @@ def test_following_an_answer_is_stepping_through_it(positions: str, tmp_path: Pa
     question = tiny.question(tiny.tokens(9, 10))
     with tiny.opened(tiny.model(), folder) as session:
         for policy in POLICIES:
-            for length, room in ((1, 0), (2, 0), (7, 7), (40, 0)):
+            for length, max_tokens in ((1, 0), (2, 0), (7, 7), (40, 0)):
                 answer = tiny.tokens(length, 11)
-                steps, run = (session.start(question, policy, room) for _ in range(2))
+                steps, run = (session.start(question, policy, max_tokens) for _ in range(2))
                 expected = torch.stack([steps.logits, *(steps.step(int(token)) for token in answer[:-1])])
                 before = [ids.tolist() for ids in run.blocks_of_layers]
-                found = session.follow([run], answer)[0]
+                found = session.teacher_force([run], answer)[0]
                 assert (found - expected).abs().max() < 1e-4, (policy, length)
                 kept = [ids.tolist() for ids in run.blocks_of_layers] == before
-                assert kept or not run.policy.settled
+                assert kept or not run.policy.selects_once
 
 
 def test_policies_that_go_through_the_model_together_are_each_as_alone(document: Path) -> None:
@@ -264,13 +266,13 @@ def test_policies_that_go_through_the_model_together_are_each_as_alone(document:
     with tiny.opened(tiny.model(), document) as session:
         together = session.start_all([(question, policy, budget) for policy, budget in settings], 6)
         chosen = [str(run.blocks_of_layers) for run in together]
-        followed = session.follow(together, answer)
+        followed = session.teacher_force(together, answer)
         for (policy, budget), run, ours, logits in zip(settings, together, chosen, followed, strict=True):
             alone = session.start(question, policy, 6, budget or None)
             assert ours == str(alone.blocks_of_layers), policy
             torch.testing.assert_close(run.ranking, alone.ranking, atol=1e-5, rtol=1e-3)
             assert logits.shape == (6, tiny.VOCABULARY)
-            assert (logits - session.follow([alone], answer)[0]).abs().max() < 1e-4, policy
+            assert (logits - session.teacher_force([alone], answer)[0]).abs().max() < 1e-4, policy
             assert run.attended_tokens == alone.attended_tokens
 
 
@@ -290,7 +292,7 @@ def test_actqkv_moves_the_budget_between_layers(document: Path) -> None:
         assert len({len(blocks) for blocks in run.blocks_of_layers}) > 1
 
 
-class Changing(Unforeseen):
+class Changing(QueryDriven):
     """A policy that takes another random choice of blocks, another number of them, at every call."""
 
     scout_layers = 0

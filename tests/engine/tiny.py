@@ -173,9 +173,11 @@ def question(ids: Tensor, own: slice | None = None) -> EncodedQuestion:
     return EncodedQuestion(ids, slice(0, len(ids)) if own is None else own, words(ids))
 
 
-def answer_logits(session: Session, asked: Tensor, policy: str, answer: Tensor, room: int | None = None) -> Tensor:
+def answer_logits(
+    session: Session, asked: Tensor, policy: str, answer: Tensor, max_tokens: int | None = None
+) -> Tensor:
     """Logits `(1 + A, V)`: after the question, and after each token of a given answer."""
-    run = session.start(question(asked), policy, len(answer) if room is None else room)
+    run = session.start(question(asked), policy, len(answer) if max_tokens is None else max_tokens)
     return torch.stack([run.logits, *(run.step(int(token)) for token in answer)])
 
 

@@ -129,7 +129,7 @@ BACKENDS = ["reference", "torch", "triton"]
 @pytest.mark.parametrize("window", [1, 7])
 def test_equals_the_formula(window: int, positions: str, sliding_window: int | None, backend: str) -> None:
     given = Case(window=window, positions=positions, dim=16).inputs()
-    found = run(given, backend, want_mass=True, sliding_window=sliding_window)
+    found = run(given, backend, return_mass=True, sliding_window=sliding_window)
     out, mass = by_hand(given, sliding_window)
     assert found.mass is not None
     torch.testing.assert_close(found.out.double(), out, atol=1e-5, rtol=1e-4)
@@ -140,7 +140,7 @@ def test_equals_the_formula(window: int, positions: str, sliding_window: int | N
 def test_far_keys_may_stand_behind_a_query(backend: str) -> None:
     given = Case(window=7, positions="compact", dim=16).inputs()
     given["query_positions"][0] -= 40  # within those of the far keys
-    found = run(given, backend, want_mass=True)
+    found = run(given, backend, return_mass=True)
     out, mass = by_hand(given)
     assert found.mass is not None
     torch.testing.assert_close(found.out.double(), out, atol=1e-5, rtol=1e-4)
@@ -172,10 +172,10 @@ CASES = {
 )
 def test_all_equal_the_reference(name: str, dtype: torch.dtype) -> None:
     given = replace(CASES[name], dtype=dtype).inputs()
-    expected = run(given, "reference", want_mass=True)
+    expected = run(given, "reference", return_mass=True)
     assert expected.mass is not None
     for backend in ("torch", "triton"):
-        found = run(given, backend, want_mass=True)
+        found = run(given, backend, return_mass=True)
         assert found.out.dtype == dtype
         assert found.mass is not None
         assert_near(found.out, expected.out, ROUNDING[dtype])
@@ -186,7 +186,7 @@ def test_all_equal_the_reference(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("window", [1, 20])
 def test_every_query_gives_away_exactly_one(window: int, backend: str) -> None:
     case = Case(window=window)
-    found = run(case.inputs(), backend, want_mass=True)
+    found = run(case.inputs(), backend, return_mass=True)
     assert found.mass is not None
     share = torch.full((case.kv_heads,), float(case.heads // case.kv_heads * window), device=DEVICE)
     torch.testing.assert_close(found.mass.sum(dim=(1, 2)), share, atol=0, rtol=1e-4)
@@ -200,7 +200,7 @@ def test_codes_are_read_as_their_numbers(case: Case, bits: Any) -> None:
     pools = {name: given[name].nan_to_num(0) for name in ("keys", "values")}
     codes = {"keys": quantize_channels(pools["keys"], bits), "values": quantize_rows(pools["values"], bits)}
     exact = run(dict(given, **pools), "torch")
-    expected, found = (run(dict(given, **codes), backend, want_mass=True) for backend in ("torch", "triton"))
+    expected, found = (run(dict(given, **codes), backend, return_mass=True) for backend in ("torch", "triton"))
     assert_near(found.out, expected.out, 1e-5)
     assert found.mass is not None
     assert expected.mass is not None
@@ -214,7 +214,7 @@ def test_a_query_that_sees_nothing_gets_zeros(window: int, backend: str) -> None
     given = Case(window=window, near=3).inputs()
     none = torch.zeros((), dtype=torch.int32, device=DEVICE)
     given["far"], given["near"] = (replace(given[side], count=none) for side in ("far", "near"))
-    found = run(given, backend, want_mass=True)
+    found = run(given, backend, return_mass=True)
     assert found.mass is not None
     assert (found.out == 0).all()
     assert (found.mass == 0).all()
@@ -299,9 +299,9 @@ def test_what_is_written_between_calls_is_seen() -> None:
 @pytest.mark.parametrize("limit", [1, 3 * 2 * 40 * 57 * 4, 1 << 30], ids=["one", "three", "all"])
 def test_heads_in_several_steps(window: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = Case(heads=14, kv_heads=7, window=window, near=4, dim=32).inputs()
-    expected = run(given, "reference", want_mass=True)
+    expected = run(given, "reference", return_mass=True)
     monkeypatch.setattr(gathered, "_SCORE_BYTES", limit)
-    found = run(given, "torch", want_mass=True)
+    found = run(given, "torch", return_mass=True)
     assert_near(found.out, expected.out, 2e-5)
     assert found.mass is not None
     assert expected.mass is not None

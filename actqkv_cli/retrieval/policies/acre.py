@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policy import Pass, Selection, Task, Unforeseen
+from actqkv_cli.retrieval.policy import Pass, QueryDriven, Selection, Task
 
 OPTIONS = frozenset({"layer", "mean", "attended", "head-entropy", "l1", "fixed", "random", "all"})
 
 
-class Policy(Unforeseen):
+class Policy(QueryDriven):
     needs: tuple[str, ...] = ("l1",)
-    settled = True
+    selects_once = True
 
     def __init__(self, task: Task, *options: str) -> None:
         for one, other in (("layer", "mean"), ("l1", "all")):

@@ -24,7 +24,7 @@ _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x
 
 class Policy:
     needs: tuple[str, ...] = ("head_keys", "representatives")
-    settled = True
+    selects_once = True
 
     def __init__(self, task: Task, *options: str) -> None:
         if not task.resident.heads:
@@ -76,7 +76,7 @@ class Policy:
             self._chosen[layer] = self._with_own(layer, queries)
         return self._chosen[layer]
 
-    def foreseen(self, layer: int) -> Tensor:
+    def known_blocks(self, layer: int) -> Tensor:
         read = self._step == "question"
         return self._chosen[layer].read(self._task.block_size) if read else torch.empty(0, dtype=torch.int64)
 

@@ -12,7 +12,7 @@ BEFORE = 0.5
 class Policy:
     needs = ()
     scout_layers = 0
-    settled = True
+    selects_once = True
 
     def __init__(self, task: Task) -> None:
         self._scores = lexical_scores(task)
@@ -25,7 +25,7 @@ class Policy:
     def select(self, layer: int, queries: Tensor) -> Selection:
         return self._chosen
 
-    def foreseen(self, layer: int) -> Tensor:
+    def known_blocks(self, layer: int) -> Tensor:
         return self._read
 
     def ranking(self, mass: Tensor) -> Tensor:

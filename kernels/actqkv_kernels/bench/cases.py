@@ -181,7 +181,7 @@ def _attention(window: bool, bits: Bits | None, mass: bool, shapes: Shapes, draw
     return _call(
         paged_attention,
         **given.arguments() | pool,
-        want_mass=mass,
+        return_mass=mass,
         shape=f"{query.shape[1]} x {shapes.heads} queries, {given.keys} keys",
         moved=moved + (4 * shapes.kv_heads * given.keys if mass else 0),
         operations=4 * shapes.heads * shapes.dim * given.pairs,

@@ -54,7 +54,7 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None = None,
     sliding_window: int | None = None,
-    want_mass: bool = False,
+    return_mass: bool = False,
     workspace: Workspace | None = None,
     backend: Backend | Literal["reference"] = "auto",
 ) -> PagedOutput:
@@ -69,7 +69,7 @@ def paged_attention(
     which torch takes for few bits too. Raises ValueError for shapes that do not fit, BackendUnavailable.
     """
     _check(query, keys, values, far, near, query_positions, rotation)
-    arguments = (far, near, query_positions, scaling, rotation, sliding_window, want_mass)
+    arguments = (far, near, query_positions, scaling, rotation, sliding_window, return_mass)
     if backend == "reference":
         return PagedOutput(*reference.paged_attention(query, keys, values, *arguments))
     if runs_triton(backend, "paged attention", query.device, _unfit(query)):

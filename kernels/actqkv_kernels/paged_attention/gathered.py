@@ -74,7 +74,7 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None,
     sliding_window: int | None,
-    want_mass: bool,
+    return_mass: bool,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor | None]:
     queries = _queries(query_positions, rotation, query.dtype, workspace)
@@ -97,7 +97,7 @@ def paged_attention(
         (far_side.key, far_side.value),
         (near_side.key[:, :end], near_side.value[:, :end]),
         _seen(queries, far_side, near_side, known, end, sliding_window),
-        want_mass,
+        return_mass,
         workspace,
     )
     if received is None:
@@ -184,7 +184,7 @@ def _attend(
     far: tuple[Tensor, Tensor],
     near: tuple[Tensor, Tensor],
     seen: Tensor | None,
-    want_mass: bool,
+    return_mass: bool,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor | None]:
     """Queries `(H, W, d)`, rotated and scaled, for they are far fewer than the scores; keys and values
@@ -193,7 +193,7 @@ def _attend(
     kv_heads, far_keys = far[0].shape[:2]
     group, total = heads // kv_heads, far_keys + near[0].shape[1]
     if not total:
-        return torch.zeros_like(near_query), near_query.new_zeros((kv_heads, 0)).float() if want_mass else None
+        return torch.zeros_like(near_query), near_query.new_zeros((kv_heads, 0)).float() if return_mass else None
     fold = (kv_heads, group * window, dim)
     far_rows, near_rows = far_query.reshape(fold), near_query.reshape(fold)
     hidden = None
@@ -202,7 +202,7 @@ def _attend(
         hidden.masked_fill_(~seen, float("-inf"))
 
     out = torch.empty(fold, dtype=near_query.dtype, device=near_query.device)
-    mass = torch.empty((kv_heads, total), device=near_query.device) if want_mass else None
+    mass = torch.empty((kv_heads, total), device=near_query.device) if return_mass else None
     few = window < 16  # as in decoding: scores are copied together rather than values, and need no buffer
     row_bytes = group * window * total * near_query.element_size()
     step = kv_heads if few else max(1, min(kv_heads, _SCORE_BYTES // max(row_bytes, 1)))

@@ -310,7 +310,7 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None,
     sliding_window: int | None,
-    want_mass: bool,
+    return_mass: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `actqkv_kernels.paged_attention`. Nothing here waits for the device."""
     heads, window, dim = query.shape
@@ -378,7 +378,7 @@ def paged_attention(
             D_TILE=triton.next_power_of_2(dim),
             SPLITS=splits,
             )  # fmt: skip
-    if not want_mass:
+    if not return_mass:
         return out, None
     mass = torch.empty((kv_heads, far_keys + near_keys), device=device)
     for number, (side, turns) in enumerate(((far, far_turns), (near, near_turns))):

@@ -18,7 +18,7 @@ def paged_attention(
     scaling: float,
     rotation: tuple[Tensor, Tensor] | None,
     sliding_window: int | None,
-    want_mass: bool,
+    return_mass: bool,
 ) -> tuple[Tensor, Tensor | None]:
     heads = len(query)
     all_scores, all_values = [], []
@@ -44,7 +44,7 @@ def paged_attention(
     p = torch.softmax(scores, dim=-1).nan_to_num(0)  # nan: a query that sees nothing
     out = (p @ value.repeat_interleave(group, dim=0)).to(query.dtype)
     size = far.positions.shape[1]
-    mass = p.reshape(len(value), -1, p.shape[-1]).sum(dim=1).unflatten(1, (-1, size)) if want_mass else None
+    mass = p.reshape(len(value), -1, p.shape[-1]).sum(dim=1).unflatten(1, (-1, size)) if return_mass else None
     return out, mass
 
 
