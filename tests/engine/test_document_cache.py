@@ -15,6 +15,8 @@ from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.document_cache import DocumentCache
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.errors import NoSuchDocument
+from actqkv_cli.store.manifest import INDEX, METHODS
+from actqkv_cli.store.tensors import names_in
 
 COUNT, TOKENS = 9, 96
 PLENTY = 1 << 30
@@ -103,19 +105,19 @@ def test_more_is_kept_where_there_is_more_room(cache: Caches, folders: list[Path
 def test_bytes_are_those_of_tensors_and_pages(cache: Caches, folders: list[Path]) -> None:
     kept = cache()
     with kept.pinned(folders[:2]) as documents:
+        assert kept.bytes_held == 0  # nothing was asked for yet
+        first = documents[0]
+        for file in (INDEX, METHODS):
+            held = kept.bytes_held
+            first.load(names_in(file))
+            assert kept.bytes_held - held == sum(t.nbytes for t in first.reader.tensors(names_in(file)).values()) > 0
         held = kept.bytes_held
-        index = sum(tensor.nbytes for document in documents for tensor in document.reader.index().values())
-        assert held == index
-        documents[0].pool.reserve(2)
-        documents[0].blocks(0, torch.arange(2))
-        assert kept.bytes_held - held == 2 * documents[0].reader.manifest.geometry.block_bytes
+        first.pool.reserve(2)
+        first.blocks(0, torch.arange(2))
+        assert kept.bytes_held - held == 2 * first.reader.manifest.geometry.block_bytes
         held = kept.bytes_held
-        documents[0].methods()
-        assert kept.bytes_held - held == sum(tensor.nbytes for tensor in documents[0].reader.methods().values())
-        held = kept.bytes_held
-        context = kept.context_of(documents)
-        assert context.resident.head_keys is not None
-        assert kept.bytes_held - held == context.resident.representatives.nbytes + context.resident.head_keys.nbytes
+        row = kept.context_of(documents).resident.head_keys
+        assert kept.bytes_held - held == row.nbytes + documents[1].load(())["head_keys"].nbytes
 
 
 def test_a_document_in_use_is_spared_however_little_room_there_is(cache: Caches, folders: list[Path]) -> None:
