@@ -1,10 +1,12 @@
 """A document made to measure: filler with needles in it, of a wanted number of tokens."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import accumulate, cycle, islice, pairwise
 
+from actqkv_cli.bench.generators.draw import Draw
 from actqkv_cli.errors import UsageError
 
 # Of the text, that hold no needle. The first tokens (sink) and the last (local window) are attended to whatever is
@@ -31,23 +33,36 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """needles: the numbers, in the plan, of those that the answers stand in."""
+    """needles: the sentences that the answers stand in, in the same order."""
 
     text: str
     answers: tuple[str, ...]
-    needles: tuple[int, ...]
+    needles: tuple[str, ...]
     prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a document is made of. needles: in the order in which they stand in it; filler: without end, each piece
-    with the white space behind it; ends: what stands before and behind all else."""
+    """What a document is made of. needles: all different, in the order in which they stand in it; filler: without end,
+    each piece with the white space behind it; ends: what stands before and behind all else."""
 
-    needles: tuple[str, ...]
-    questions: tuple[Question, ...]
+    needles: Sequence[str]
+    questions: Sequence[Question]
     filler: Iterator[str]
     ends: tuple[str, str] = ("", "")
+
+    @classmethod
+    def in_turn(cls, questions: Sequence[Question], filler: Iterator[str], ends: tuple[str, str] = ("", "")) -> "Plan":
+        """With the needles of one question after the other."""
+        return cls([needle for question in questions for needle in question.needles], questions, filler, ends)
+
+    @classmethod
+    def interleaved(cls, draw: Draw, questions: Sequence[Question], filler: Iterator[str]) -> "Plan":
+        """With the first needles of all questions, then the second ones, and so on, each time in another order: those
+        of every question go through the whole document. All questions have as many."""
+        parts = range(len(questions[0].needles))
+        needles = [question.needles[part] for part in parts for question in draw.shuffled(questions)]
+        return cls(needles, questions, filler)
 
 
 def sentences_of(text: str) -> list[str]:
@@ -118,14 +133,10 @@ def planted(plan: Plan, tokens: int, count: Callable[[str], int]) -> Document:
 
 def placed(needle: str, sentences: Sequence[str], depth: float) -> Document:
     """The needle at that share of the text, in [0, 1], moved back to the end of a sentence; 1 is the very end."""
-    target = depth * sum(map(len, sentences))
-    before = length = 0
-    for sentence in sentences:
-        length += len(sentence)
-        if length > target:
-            break
-        before += 1
-    return _joined([*sentences[:before], needle + " ", *sentences[before:]], {before: needle}, ("", ""))
+    ends = list(accumulate(map(len, sentences), initial=0))
+    before = bisect_right(ends, depth * ends[-1]) - 1
+    pieces = [(sentence, False) for sentence in sentences]
+    return _joined([*pieces[:before], (needle, True), *pieces[before:]], ("", ""))
 
 
 def _spread(plan: Plan, sentences: Sequence[str]) -> Document:
@@ -133,37 +144,30 @@ def _spread(plan: Plan, sentences: Sequence[str]) -> Document:
     for which there are not enough stand at the end."""
     total = sum(map(len, [*plan.ends, *plan.needles, *sentences]))
     step = (1 - FIRST - LAST) * total / len(plan.needles)
-    parts: list[str] = []
-    needles: dict[int, str] = {}  # by their place among the parts
-    length = 0
-
-    def put(needle: str) -> None:
-        needles[len(parts)] = needle
-        parts.append(needle + " ")
-
+    pieces: list[tuple[str, bool]] = []
+    length = used = 0
     for sentence in sentences:
-        if len(needles) < len(plan.needles):
-            needle = plan.needles[len(needles)]
+        if used < len(plan.needles):
+            needle = plan.needles[used]
             middle = length + len(needle) / 2
-            if middle + len(sentence) / 2 >= FIRST * total + (len(needles) + 0.5) * step:
-                put(needle)
+            if middle + len(sentence) / 2 >= FIRST * total + (used + 0.5) * step:
+                pieces.append((needle, True))
                 length += len(needle)
-        parts.append(sentence)
+                used += 1
+        pieces.append((sentence, False))
         length += len(sentence)
-    for needle in plan.needles[len(needles) :]:
-        put(needle)
-    return _joined(parts, needles, plan.ends)
+    return _joined(pieces + [(needle, True) for needle in plan.needles[used:]], plan.ends)
 
 
-def _joined(parts: Sequence[str], needles: dict[int, str], ends: tuple[str, str]) -> Document:
-    pieces, length, spans = [ends[0]], len(ends[0]), []
-    for place, part in enumerate(parts):
-        if place in needles:
-            if pieces[-1] and not pieces[-1][-1].isspace():
-                pieces.append(" ")
-                length += 1
-            spans.append((length, length + len(needles[place])))
-        pieces.append(part)
-        length += len(part)
-    text = "".join([*pieces, ends[1]]).rstrip()
-    return Document(text, tuple(spans))
+def _joined(pieces: Sequence[tuple[str, bool]], ends: tuple[str, str]) -> Document:
+    """The pieces between the ends. A piece that is marked is a needle: it stands apart from its neighbours."""
+    texts, length, spans = [ends[0]], len(ends[0]), []
+    for piece, is_needle in pieces:
+        text = piece
+        if is_needle:
+            gap = "" if not texts[-1] or texts[-1][-1].isspace() else " "
+            spans.append((length + len(gap), length + len(gap + piece)))
+            text = f"{gap}{piece} "
+        texts.append(text)
+        length += len(text)
+    return Document("".join([*texts, ends[1]]).rstrip(), tuple(spans))

@@ -1,13 +1,12 @@
 """Short invented facts in prose, asked for in other words: no word that matters in a question stands in its fact, so
 that plain word search does not find it."""
 
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice, product
 from typing import NamedTuple
 
-from actqkv_cli.bench.generators.document import Plan, Question, repeated
+from actqkv_cli.bench.generators.document import Plan, Question
 from actqkv_cli.bench.generators.draw import Draw
-from actqkv_cli.bench.generators.prose import prose
 from actqkv_cli.bench.generators.words import person, phrases, town
 
 
@@ -185,19 +184,17 @@ KINDS: dict[str, tuple[Template, ...]] = {
 }
 
 
-def facts(draw: Draw, questions: int, haystack: str | None) -> Plan:
+def facts(draw: Draw, questions: int, filler: Iterator[str]) -> Plan:
     """As many facts, the kinds in turn, each a template with a place of which it tells nothing else."""
     pairs = {kind: draw.shuffled(list(product(templates, PLACES))) for kind, templates in KINDS.items()}
     kinds = draw.shuffled(list(KINDS))
-    needles: list[str] = []
     asked: list[Question] = []
-    for place in range(questions):
-        template, (named, described) = pairs[kinds[place % len(kinds)]].pop()
+    for kind in islice(cycle(kinds), questions):
+        template, (named, described) = pairs[kind].pop()
         answer = template.answer(draw)
         while any(answer in other.answers[0] or other.answers[0] in answer for other in asked):
             answer = template.answer(draw)
         fact = template.fact.format(it=named, answer=answer)
-        needles.append(fact[0].upper() + fact[1:])
-        asked.append(Question(template.question.format(it=described), (answer,), (place,)))
-    filler = prose(draw) if haystack is None else repeated(haystack)
-    return Plan(tuple(needles), tuple(asked), filler)
+        needle = fact[0].upper() + fact[1:]
+        asked.append(Question(template.question.format(it=described), (answer,), (needle,)))
+    return Plan.in_turn(asked, filler)

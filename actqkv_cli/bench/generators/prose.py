@@ -202,7 +202,7 @@ def prose(draw: Draw) -> Iterator[str]:
             yield _sentence(draw, topic, shape) + (" " if place + 1 < length else "\n\n")
 
 
-def noise() -> Iterator[str]:
+def noise(_draw: Draw) -> Iterator[str]:
     """The same few short sentences over and over, a line of them at a time."""
     return cycle([*(sentence + " " for sentence in _NOISE[:-1]), _NOISE[-1] + "\n"])
 
