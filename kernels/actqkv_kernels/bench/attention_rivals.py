@@ -39,7 +39,7 @@ class Attended:
         return window * (self.keys - window) + window * (window + 1) // 2
 
     @property
-    def moved(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of queries, outputs, and the keys and values that are seen."""
         return 2 * bytes_of(self.query) + 2 * self.keys * bytes_of(self.pages[0, 0, :, 0])
 
@@ -96,4 +96,4 @@ def _compiled(window: int, keys: int, device: torch.device) -> tuple[Any, Any]:
 def _call(given: Attended, run: Any) -> Call:
     where = given.query_positions[1:].expand(2, -1).contiguous()
     reference = partial(paged_attention, **given.arguments() | {"query_positions": where}, backend="torch")
-    return Call(run, reference, "", given.moved)
+    return Call(run, reference, "", given.nbytes)
