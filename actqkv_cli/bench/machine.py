@@ -21,8 +21,8 @@ from actqkv_cli import __version__
 from actqkv_cli.model.shape import Shape
 from actqkv_kernels.provenance import commit, processor
 
-_ENOUGH = 0.3  # seconds of one measurement
-_MOST_ROWS = 4096
+_MIN_SECONDS = 0.3  # seconds of one measurement
+_MAX_ROWS = 4096
 _COPIED = 256 << 20  # bytes, beyond any cache
 _FILE = 256 << 20
 _CHUNK = 4 << 20
@@ -65,7 +65,7 @@ def measure_compute(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
     with torch.inference_mode():
         weights = [torch.randn(sizes, dtype=dtype, device=device) * sizes[1] ** -0.5 for sizes in shape.products]
         product, rows = 0.0, 256
-        while rows <= _MOST_ROWS:
+        while rows <= _MAX_ROWS:
             inputs = {into: torch.randn(rows, into, dtype=dtype, device=device) for _, into in shape.products}
 
             def layer(inputs: dict[int, torch.Tensor] = inputs) -> None:
@@ -75,7 +75,7 @@ def measure_compute(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
             seconds = _best(layer, device)
             product = max(product, 2 * shape.layer_parameters * rows / seconds)
             rows *= 2
-            if seconds > _ENOUGH:  # more rows would not be faster, only longer
+            if seconds > _MIN_SECONDS:  # more rows would not be faster, only longer
                 break
         query = torch.randn(1, shape.heads, 2048, shape.head_dim, dtype=dtype, device=device)
         seconds = _best(lambda: scaled_dot_product_attention(query, query, query, is_causal=True), device)
@@ -97,9 +97,9 @@ def measure_disk(folder: Path) -> Disk:
         os.fsync(file.fileno())
         write = _FILE / (time.perf_counter() - began)
         dropped = drop_cached([Path(file.name)])
-        cold = _FILE / _read(file.fileno(), chunk) if dropped else None
-        _read(file.fileno(), chunk)
-        warm = _FILE / min(_read(file.fileno(), chunk) for _ in range(3))
+        cold = _FILE / _read(file, chunk) if dropped else None
+        _read(file, chunk)
+        warm = _FILE / min(_read(file, chunk) for _ in range(3))
     return Disk(write, cold, warm, dropped)
 
 
@@ -150,7 +150,7 @@ def _best(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest run; the first does not count, for what is made ready in it."""
     run()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < _ENOUGH and len(times) < 1000):
+    while len(times) < 3 or (sum(times) < _MIN_SECONDS and len(times) < 1000):
         synchronize(device)
         began = time.perf_counter()
         run()
@@ -166,9 +166,10 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _read(fd: int, buffer: bytearray) -> float:
-    os.lseek(fd, 0, os.SEEK_SET)
+def _read(file: Any, buffer: bytearray) -> float:
+    """Seconds that an open file takes."""
+    file.seek(0)
     began = time.perf_counter()
-    while os.readv(fd, [buffer]) if hasattr(os, "readv") else os.read(fd, len(buffer)):
+    while file.readinto(buffer):
         pass
     return time.perf_counter() - began

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.bench.pictures import COLOURS, new_figure, write
+from actqkv_cli.bench.report import NONE, aligned
 from actqkv_cli.bench.speed import FULL, STOCK
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = dict[str, Any]
-_NONE = "-"
 _STAGES = ("import", "load", "index", "retrieve")
 
 
@@ -30,9 +30,9 @@ def table(record: Record) -> str:
         f"{machine['commit'] or 'unknown'}",
         f"median of {_count(rounds, 'round')} (least to most)",
         "",
-        *_aligned(_asks(record)),
+        *aligned(_asks(record), words=3),
         "",
-        *_aligned(_rates(record)),
+        *aligned(_rates(record)),
         "",
         *_floors(record),
         *(f"not measured: {reason}" for reason in record["left_out"]),
@@ -81,33 +81,34 @@ def _asks(record: Record) -> list[list[str]]:
             [
                 *key[:2],
                 _label(key[2]),
-                _spread((row["first"] for row in found), 2),
-                *(_middle(values, 2) for values in [*stages, rest]),
-                _spread((row["tokens_per_second"] for row in found), 1),
-                *(_middle((None if row[size] is None else row[size] / 1e6 for row in found), 0) for size in sizes),
+                _median((row["first"] for row in found), 2, spread=True),
+                *(_median(values, 2) for values in [*stages, rest]),
+                _median((row["tokens_per_second"] for row in found), 1, spread=True),
+                *(_median((None if row[size] is None else row[size] / 1e6 for row in found), 0) for size in sizes),
             ]
         )
-    told = [any(row[place] != _NONE for row in rows) for place in range(len(titles))]
-    return [list(compress(row, told)) for row in (titles, *rows)]
+    known = [any(row[place] != NONE for row in rows) for place in range(len(titles))]
+    return [list(compress(row, known)) for row in (titles, *rows)]
 
 
 def _rates(record: Record) -> list[list[str]]:
     """Tokens per second of decoding and reading, each beside the stock model's."""
     decode, read, floor = record["decode"], record["read"], record["floors"]
     rows = [["tokens/s", "actqkv", "stock", "of it", "floor here"]]
-    ours, theirs = (_spread(decode[name], 1) for name in ("tokens_per_second", "stock_tokens_per_second"))
-    what = (
-        f"decoding, {decode['budget']:,} attended ({decode['policy']}; stock: context of {decode['stock_context']:,})"
-    )
-    rows.append([what, ours, theirs, f"{decode['ratio']:.2f}", _NONE])
-    rate = _spread(read["tokens_per_second"], 0)
+    ours, theirs = (_median(decode[name], 1, spread=True) for name in ("tokens_per_second", "stock_tokens_per_second"))
+    stock = f"stock: context of {decode['stock_context']:,}"
+    what = f"decoding, {decode['budget']:,} attended ({decode['policy']}; {stock})"
+    rows.append([what, ours, theirs, f"{decode['ratio']:.2f}", NONE])
+    rate = _median(read["tokens_per_second"], 0, spread=True)
     what = f"reading {read['tokens']:,} tokens (stock: in windows of {read['window']}, no history)"
-    windows = _spread(read["stock_tokens_per_second"], 0)
+    windows = _median(read["stock_tokens_per_second"], 0, spread=True)
     rows.append([what, rate, windows, f"{read['ratio']:.2f}", f"{floor['read_tokens_per_second']:,.0f}"])
     whole = read["stock_full_tokens_per_second"]
     ratio = statistics.median(mine / other for mine, other in zip(read["tokens_per_second"], whole, strict=True))
     what = f"reading {read['tokens']:,} tokens (stock: with full attention)"
-    rows.append([what, rate, _spread(whole, 0), f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"])
+    rows.append(
+        [what, rate, _median(whole, 0, spread=True), f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"]
+    )
     return rows
 
 
@@ -173,27 +174,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _spread(values: Iterable[float | None], decimals: int) -> str:
+def _median(values: Iterable[float | None], decimals: int, spread: bool = False) -> str:
+    """Of those that are known; spread: with the least and the greatest of several."""
     known = sorted(value for value in values if value is not None)
     if not known:
-        return _NONE
-    middle, least, most = (f"{v:,.{decimals}f}" for v in (statistics.median(known), known[0], known[-1]))
-    return f"{middle} ({least} to {most})" if len(known) > 1 else middle
-
-
-def _middle(values: Iterable[float | None], decimals: int) -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.median(known):,.{decimals}f}" if known else _NONE
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = [any(row[place][:1].isdigit() for row in rows[1:]) for place in range(len(widths))]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        )
-        for row in rows
-    ]
+        return NONE
+    median, low, high = (f"{value:,.{decimals}f}" for value in (statistics.median(known), known[0], known[-1]))
+    return f"{median} ({low} to {high})" if spread and len(known) > 1 else median
