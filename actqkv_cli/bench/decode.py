@@ -2,7 +2,6 @@
 blocks, which costs no reading and no disk. What is timed depends on shapes alone.
 """
 
-import functools
 import statistics
 import time
 from collections.abc import Collection
@@ -18,6 +17,7 @@ from actqkv_cli.engine.calibration import HEADS, READING
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import geometry_of
+from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.load import DTYPES
 from actqkv_cli.model.prompt import EncodedQuestion
@@ -33,7 +33,7 @@ _WARM = 4  # tokens that are not timed: what is recorded and brought in for the 
 _DIFFERENT = 64  # blocks that are really there; the document repeats them
 
 
-class _RandomDocument:
+class _RandomReader:
     """As much of a `DocumentReader` as asking needs, with random numbers for what a model would have computed."""
 
     folder = Path("random")
@@ -75,9 +75,7 @@ def measure(
     weights = read / compute.memory
     rows = []
     for length in lengths:
-        document = OpenDocument(_RandomDocument(_manifest(shape, length, dtype), shape.heads, device), device)  # type: ignore[arg-type]
-        document.lexical = functools.partial(_random_words, document.reader.manifest.block_count)
-        document.sentences = functools.partial(_no_more, document.reader.manifest.geometry.block_size)
+        document = _random_document(shape, length, dtype, device)
         for policy in policies:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
@@ -113,24 +111,18 @@ def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dty
     return made.eval().requires_grad_(False)
 
 
-def _no_more(block_size: int, block: int) -> range:
-    """A document without a text has no sentences: a block's own tokens."""
-    return range(block * block_size, (block + 1) * block_size)
-
-
-def _random_words(blocks: int, question: str) -> Tensor:
-    """In the place of BM25: `(N,)` fp32."""
-    return torch.rand(blocks)
-
-
-def _manifest(shape: Shape, tokens: int, dtype: str) -> Draft:
+def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device) -> OpenDocument:
     heads = [
         RetrievalHead(layer=shape.layers // 4 + number % 3, head=number % shape.heads, score=1)
         for number in range(HEADS)
     ]
-    return synthetic_draft(
-        "random", geometry_of(shape, dtype), READING, tokens, retrieval_heads=heads, density=[0.5] * shape.layers
-    )
+    geometry = geometry_of(shape, dtype)
+    draft = synthetic_draft("random", geometry, READING, tokens, retrieval_heads=heads, density=[0.5] * shape.layers)
+    document = OpenDocument(_RandomReader(draft, shape.heads, device), device)  # type: ignore[arg-type]
+    # There is no text: scores in the place of BM25's, and no sentence goes on beyond its block.
+    document.lexical = lambda question: torch.rand(draft.block_count)
+    document.sentences = lambda block: range(block * geometry.block_size, (block + 1) * geometry.block_size)
+    return document
 
 
 def _steps(
@@ -146,11 +138,17 @@ def _steps(
             run = session.start(question, policy, room=_WARM + tokens + 1)
             for _ in range(_WARM):
                 run.step(int(run.logits.argmax()))
-            synchronize(model.device)
-            began = time.perf_counter()
-            for _ in range(tokens):
-                run.step(int(run.logits.argmax()))
-            synchronize(model.device)
-            found.append((time.perf_counter() - began) / tokens)
+            found.append(time_steps(run, tokens))
             run.close()
     return found
+
+
+def time_steps(run: Run, tokens: int) -> float:
+    """Seconds per token of the next `tokens` that a run decodes greedily."""
+    device = run.logits.device
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(tokens):
+        run.step(int(run.logits.argmax()))
+    synchronize(device)
+    return (time.perf_counter() - began) / tokens

@@ -184,7 +184,9 @@ def _heat_maps(rows: Sequence[Measured], metric: _Metric) -> "Figure":
         if metric.name in row.values:
             cells.setdefault((lengths[row.tokens], _percent(row)), []).append(row.values[metric.name] * metric.times)
     grids = {
-        setting: np.array([[_mean(cells.get((length, depth), ())) for length in across] for depth in down])
+        setting: np.array(
+            [[statistics.fmean(cells.get((length, depth), [math.nan])) for length in across] for depth in down]
+        )
         for setting, cells in values.items()
     }
 
@@ -231,10 +233,6 @@ def _lengths(tokens: Iterable[int]) -> dict[int, int]:
 def _percent(row: Measured) -> int:
     """The depth, in whole percent: a needle cannot always stand exactly where it was meant to."""
     return round(100 * (row.depth or 0))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
 
 
 def _thousands(length: int) -> str:

@@ -94,6 +94,7 @@ def decode(job: Spec) -> dict[str, Any]:
     tokens as the budget, in turn."""
     import torch
 
+    from actqkv_cli.bench.decode import time_steps
     from actqkv_cli.engine.session import open_session
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.store.reader import DocumentReader
@@ -109,11 +110,7 @@ def decode(job: Spec) -> dict[str, Any]:
         ):
             run = session.start(question, job.policy, room=tokens + 1)
             run.step(int(run.logits.argmax()))  # on a GPU it records the step; the stock rate is without the first too
-            began = time.perf_counter()
-            for _ in range(tokens):
-                run.step(int(run.logits.argmax()))
-            int(run.logits.argmax())  # so that a device has done it
-            return tokens / (time.perf_counter() - began)
+            return 1 / time_steps(run, tokens)
 
     ours(2)  # warm up
     _generate(loaded, context, 2)
