@@ -28,9 +28,9 @@ from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.manifest import Draft, RetrievalHead, synthetic_draft
 from actqkv_cli.store.tensors import STORED
 
-_QUESTION = 24  # tokens
-_WARM = 4  # tokens that are not timed: what is recorded and brought in for the first ones stays
-_DIFFERENT = 64  # blocks that are really there; the document repeats them
+_QUESTION_TOKENS = 24
+_WARMUP_TOKENS = 4  # not timed: what is recorded and brought in for the first ones stays
+_DISTINCT_BLOCKS = 64  # that are really there; the document repeats them
 
 
 class _RandomReader:
@@ -44,7 +44,7 @@ class _RandomReader:
         self._rows = len(head_rows(manifest.retrieval_heads, query_heads, geometry.kv_heads))
         self._shape = (2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         self._dtype = DTYPES[geometry.dtype]
-        self._blocks = torch.randn((_DIFFERENT, *self._shape)).to(self._dtype)
+        self._blocks = torch.randn((_DISTINCT_BLOCKS, *self._shape)).to(self._dtype)
 
     def tensors(self, names: Collection[str]) -> dict[str, Tensor]:
         """Those that a document has without baselines."""
@@ -57,7 +57,7 @@ class _RandomReader:
 
     def read_blocks(self, layer: int, ids: Tensor, pinned: bool = False) -> Tensor:
         blocks = torch.empty((len(ids), *self._shape), dtype=self._dtype, pin_memory=pinned)
-        blocks[:] = self._blocks[ids % _DIFFERENT]
+        blocks[:] = self._blocks[ids % _DISTINCT_BLOCKS]
         return blocks
 
 
@@ -130,13 +130,13 @@ def _steps(
 ) -> list[float]:
     """Seconds per token, of each round."""
     budget = budget or usual_budget(policy, READING, document.reader.manifest.geometry.block_size)
-    ids = torch.randint(1000, (_QUESTION,))
-    question = EncodedQuestion(ids, slice(2, _QUESTION - 4), "random")
+    ids = torch.randint(1000, (_QUESTION_TOKENS,))
+    question = EncodedQuestion(ids, slice(2, _QUESTION_TOKENS - 4), "random")
     found = []
     with session_over(model, context_of([document], model), budget) as session:
         for _ in range(rounds):
-            run = session.start(question, policy, room=_WARM + tokens + 1)
-            for _ in range(_WARM):
+            run = session.start(question, policy, room=_WARMUP_TOKENS + tokens + 1)
+            for _ in range(_WARMUP_TOKENS):
                 run.step(int(run.logits.argmax()))
             found.append(time_steps(run, tokens))
             run.close()

@@ -120,28 +120,28 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def _lines(rows: Sequence[Measured], metric: _Metric) -> "Figure":
-    level: dict[str, Estimate] = {}
-    by_policy: dict[str, dict[int, Estimate]] = {}
-    drawn = [replace(row, values={metric.name: row.values[metric.name]}) for row in rows if metric.name in row.values]
-    for summary in summaries(drawn):
+    levels: dict[str, dict[int, Estimate]] = {}
+    curves: dict[str, dict[int, Estimate]] = {}
+    known = [replace(row, values={metric.name: row.values[metric.name]}) for row in rows if metric.name in row.values]
+    for summary in summaries(known):
         estimate = summary.metrics[metric.name]
         if not math.isfinite(estimate.mean):
             continue
         if summary.policy == _FULL or summary.budget <= 0:
-            level.setdefault(summary.policy, estimate)
+            levels.setdefault(summary.policy, {0: estimate})
         else:
-            by_policy.setdefault(summary.policy, {})[summary.budget] = estimate
+            curves.setdefault(summary.policy, {})[summary.budget] = estimate
 
     figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
-    for place, (policy, estimates) in enumerate(by_policy.items()):
-        shift = 2 ** (_APART * (place - (len(by_policy) - 1) / 2))
+    for place, (policy, estimates) in enumerate(curves.items()):
+        shift = 2 ** (_APART * (place - (len(curves) - 1) / 2))
         _line(axes, policy, dict(sorted(estimates.items())), shift, place, metric.times)
-    for policy, estimate in level.items():
+    for policy, estimates in levels.items():
         grey = "black" if policy == _FULL else "#767676"
-        axes.axhline(estimate.mean * metric.times, color=grey, linestyle="--", linewidth=1.1, label=policy)
+        axes.axhline(estimates[0].mean * metric.times, color=grey, linestyle="--", linewidth=1.1, label=policy)
 
-    budgets = sorted({budget for estimates in by_policy.values() for budget in estimates})
+    budgets = sorted({budget for estimates in curves.values() for budget in estimates})
     axes.set_xscale("log", base=2)
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.minorticks_off()
@@ -150,12 +150,12 @@ def _lines(rows: Sequence[Measured], metric: _Metric) -> "Figure":
     axes.set_xlabel("tokens attended per layer")
     axes.set_ylabel(f"{metric.label} ({metric.better} is better)")
     axes.grid(axis="y")
-    counts = {e.n for line in by_policy.values() for e in line.values()} | {e.n for e in level.values()}
+    drawn = [*curves.items(), *levels.items()]
+    counts = {estimate.n for _, estimates in drawn for estimate in estimates.values()}
     low, high = min(counts), max(counts)
     asked = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     axes.set_title(f"{asked} question{'' if high == 1 else 's'}, 95 % intervals")
-    last = {policy: estimates[max(estimates)].mean for policy, estimates in by_policy.items()}
-    last |= {policy: estimate.mean for policy, estimate in level.items()}
+    last = {policy: estimates[max(estimates)].mean for policy, estimates in drawn}
     handles, labels = axes.get_legend_handles_labels()
     shown = sorted(zip(handles, labels, strict=True), key=lambda pair: -last[pair[1]])  # as the lines end, from the top
     figure.legend(*zip(*shown, strict=True), loc="outside right upper")

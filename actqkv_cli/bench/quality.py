@@ -37,11 +37,11 @@ def document_name(example: Example) -> str:
 
 
 def measure_fidelity(
-    loaded: LoadedModel, session: Session, place: int, example: Example, settings: Sequence[Setting]
+    loaded: LoadedModel, session: Session, doc_index: int, example: Example, settings: Sequence[Setting]
 ) -> Iterator[Measured]:
     """How a question's gold answer fares under every setting, beside `full`, if that is among them and comes first.
 
-    place: which of the session's documents the question is about.
+    doc_index: which of the session's documents the question is about.
     """
     gold = _gold_tokens(loaded.tokenizer, example)
     encoded = _encoded(loaded, example)
@@ -54,7 +54,7 @@ def measure_fidelity(
             if setting[0] == REFERENCE:
                 reference = log_p
             values = likelihood(log_p, gold, reference) if len(gold) else {}
-            values |= _recall(run, session.context, place, example) | _cost(run, session.context)
+            values |= _recall(run, session.context, doc_index, example) | _cost(run, session.context)
             run.close()
             yield make_row(example, session.context, setting, values)
 
@@ -62,9 +62,9 @@ def measure_fidelity(
 def measure_answers(
     loaded: LoadedModel, session: Session, asked: Sequence[tuple[int, Example]], settings: Sequence[Setting]
 ) -> Iterator[Measured]:
-    """What is answered to questions of one length of answer, under every setting. asked: the place of each question's
+    """What is answered to questions of one length of answer, under every setting. asked: the index of each question's
     document, as for `measure_fidelity`, and the question; they go through the model together."""
-    wanted = [(place, example, setting) for place, example in asked for setting in settings]
+    wanted = [(doc_index, example, setting) for doc_index, example in asked for setting in settings]
     sampling = Sampling(max_tokens=asked[0][1].max_tokens)
     for start in range(0, len(wanted), TOGETHER):
         together = wanted[start : start + TOGETHER]
@@ -73,7 +73,7 @@ def measure_answers(
             sampling.max_tokens,
         )
         decoded = decode_all(runs, session.step, loaded.model, loaded.tokenizer, sampling)
-        for (place, example, setting), run, answer in zip(together, runs, decoded, strict=True):
+        for (doc_index, example, setting), run, answer in zip(together, runs, decoded, strict=True):
             coverage = run.coverage
             trusted = trust(answer, run.ranking, coverage)
             values = judge(example, answer.text, trusted.answered)
@@ -81,7 +81,7 @@ def measure_answers(
             values |= {} if coverage is None else {"coverage": coverage}
             # How far confidence is from being right, squared (Brier 1950).
             values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
-            values |= _recall(run, session.context, place, example) | _cost(run, session.context)
+            values |= _recall(run, session.context, doc_index, example) | _cost(run, session.context)
             run.close()
             yield make_row(example, session.context, setting, values, answer.text)
 
@@ -129,9 +129,9 @@ def likelihood(log_p: Tensor, gold: Tensor, reference: Tensor | None) -> dict[st
     return values
 
 
-def gold_blocks(context: Context, place: int, example: Example) -> list[set[int]]:
+def gold_blocks(context: Context, doc_index: int, example: Example) -> list[set[int]]:
     """The blocks in which each of the example's spans stands."""
-    reader, origin = context.documents[place].reader, context.firsts[place]
+    reader, origin = context.documents[doc_index].reader, context.firsts[doc_index]
     starts, first = reader.tokens()["char_start"].long(), reader.manifest.document_start
     size = reader.manifest.geometry.block_size
     found = []
@@ -149,16 +149,16 @@ def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
     return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
 
 
-def _recall(run: Run, context: Context, place: int, example: Example) -> dict[str, float]:
+def _recall(run: Run, context: Context, doc_index: int, example: Example) -> dict[str, float]:
     """Whether the best 1, 3 and 5 blocks touch a gold span, or, where all are wanted, their share; whether the right
     page is cited."""
     values: dict[str, float] = {}
-    gold, order = gold_blocks(context, place, example), run.ranking.argsort(descending=True).tolist()
+    gold, order = gold_blocks(context, doc_index, example), run.ranking.argsort(descending=True).tolist()
     for count in (1, 3, 5) if gold else ():
         hits = [not blocks.isdisjoint(order[:count]) for blocks in gold]
         values[f"recall{count}"] = sum(hits) / len(gold) if example.metric in _ALL_ANSWERS else float(any(hits))
     if example.pages:
-        ours = context.documents[place]
+        ours = context.documents[doc_index]
         pages = [source.document is ours and source.passage.page in example.pages for source in run.sources]
         values |= {"page1": float(any(pages[:1])), "page3": float(any(pages[:3]))}
     return values

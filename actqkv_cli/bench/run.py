@@ -69,8 +69,8 @@ def measure_all(
     policies = [setting for setting in plan if setting[0] not in yardsticks.YARDSTICKS]
     num_done = 0
     for keys in [list(groups)] if together else [[key] for key in groups]:
-        asked = [(place, example) for place, key in enumerate(keys) for example in groups[key]]
-        remaining = [(place, example) for place, example in asked if _key(example) not in done]
+        asked = [(doc_index, example) for doc_index, key in enumerate(keys) for example in groups[key]]
+        remaining = [(doc_index, example) for doc_index, example in asked if _key(example) not in done]
         num_done += len(asked) - len(remaining)
         if not remaining:
             continue
@@ -90,12 +90,15 @@ def measure_all(
                     else:
                         found = [
                             row
-                            for place, example in batch
-                            for row in measure_fidelity(loaded, session, place, example, policies)
+                            for doc_index, example in batch
+                            for row in measure_fidelity(loaded, session, doc_index, example, policies)
                         ]
                     texts = [
-                        (example, yardsticks.texts(session, loaded.tokenizer, place, example, _settings(example, plan)))
-                        for place, example in batch
+                        (
+                            example,
+                            yardsticks.texts(session, loaded.tokenizer, doc_index, example, _settings(example, plan)),
+                        )
+                        for doc_index, example in batch
                     ]
                 for example, given in texts:
                     for setting, text in given.items():  # out of the session the model is stock

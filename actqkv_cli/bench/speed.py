@@ -7,7 +7,7 @@ that what else the machine does falls on all of them alike.
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from actqkv_cli.store.reader import DocumentReader
 STOCK, FULL = "stock", "full"
 FRESH, RESIDENT = "fresh", "resident"
 COLD, WARM = "cold", "warm"
-_QUOTED = 6  # words of the document in a question
+_QUOTED_WORDS = 6  # of the document, in a question
+
+Record = dict[str, Any]  # as it becomes JSON
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ def questions(text: str, number: int) -> list[str]:
     """Each about other words of the document, evenly spread through it."""
     words = text.split()
     starts = [int((place + 0.5) / number * len(words)) for place in range(number)]
-    return [f"What is said about “{' '.join(words[start : start + _QUOTED])}”?" for start in starts]
+    return [f"What is said about “{' '.join(words[start : start + _QUOTED_WORDS])}”?" for start in starts]
 
 
-def read_into(home: Path, file: Path, model: Path, device: Any, dtype: str, budget: int) -> dict[str, Any]:
+def read_into(home: Path, file: Path, model: Path, device: Any, dtype: str, budget: int) -> Record:
     """Ingest a file into the library `home`, as a user does: what the command reports of it, with wall and peaks.
 
     Raises ActqkvError with the command's own message if it fails.
@@ -62,7 +64,7 @@ def read_into(home: Path, file: Path, model: Path, device: Any, dtype: str, budg
     return {**seen.result["documents"][0], **seen.figures()}
 
 
-def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
+def measure(wanted: Measurement, progress: Progress) -> Record:
     """The record of a run: machine, document, every single ask, decoding, reading, floors, and what was left out.
 
     Raises ActqkvError with the message of a command that failed; what only the stock model cannot do is left out.
@@ -78,7 +80,7 @@ def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
         budget=wanted.budget, rounds=wanted.rounds, full_tokens=min(wanted.full_tokens, manifest.tokens),
     )  # fmt: skip
     left_out: list[str] = []
-    asks: list[dict[str, Any]] = []
+    asks: list[Record] = []
     parts = wanted.rounds + 2
     progress("measuring/parts", 0, parts)
     with _worker(wanted, asked[0], left_out) as worker:
@@ -109,12 +111,7 @@ def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
 
 
 def floors(
-    shape: Shape,
-    compute: Mapping[str, float],
-    disk: Mapping[str, Any],
-    tokens: int,
-    cache: int,
-    read: Mapping[str, Any],
+    shape: Shape, compute: Record, disk: Record, tokens: int, cache: int, read: Record
 ) -> dict[str, float | None]:
     """What the machine's own rates allow at best, in seconds: to re-read all `tokens`, to load the `cache` bytes; and
     in tokens/s: to read in windows with history and as a whole. See `Compute.floor`."""
@@ -146,7 +143,7 @@ class _Worker:
 
 def _ask_every_way(
     wanted: Measurement, job: Spec, state: str, question: str, worker: _Worker, left_out: list[str]
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+) -> Iterator[tuple[str, str, Record]]:
     """One question to every method, with the page cache in that state: (method, process, figures) of each."""
     if not _prepare(state, _files(wanted.entry.folder)):
         left_out.append("cold: this system does not let go of cached files")
@@ -165,9 +162,7 @@ def _ask_every_way(
                 break
 
 
-def _ask_stock(
-    wanted: Measurement, job: Spec, state: str, left_out: list[str]
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _ask_stock(wanted: Measurement, job: Spec, state: str, left_out: list[str]) -> Iterator[tuple[str, str, Record]]:
     tokens = wanted.entry.manifest.tokens if wanted.entry.manifest else 0
     if tokens > wanted.stock_tokens:
         left_out.append(f"stock: {tokens:,} tokens are more than --stock-tokens {wanted.stock_tokens:,}")
@@ -204,7 +199,7 @@ def _ask(wanted: Measurement, policy: str, question: str) -> list[str]:
     return actqkv("ask", *words, question)
 
 
-def _figures(seen: Watched) -> dict[str, Any]:
+def _figures(seen: Watched) -> Record:
     """Of one `ask`."""
     timings, usage = seen.result["timings"], seen.result["usage"]
     after = timings["total"] - timings["first_token"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from actqkv_cli.errors import ActqkvError
 
-_EVERY = 0.02  # seconds between two looks at a process
+_SAMPLE_SECONDS = 0.02  # seconds between two looks at a process
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _sampling(pid: int, device_used: Callable[[], int]) -> Iterator[_Peaks]:
             peaks.host = kilobytes * 1024 if kilobytes else peaks.host
             peaks.from_disk = _from_disk(pid, peaks.from_disk)
             peaks.device = max(peaks.device, device_used())
-            if ended.wait(_EVERY):
+            if ended.wait(_SAMPLE_SECONDS):
                 break
 
     thread = threading.Thread(target=sample, daemon=True)

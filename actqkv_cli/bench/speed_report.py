@@ -4,17 +4,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actqkv_cli.bench.pictures import COLOURS, new_figure, write
 from actqkv_cli.bench.report import NONE, aligned
-from actqkv_cli.bench.speed import FULL, STOCK
+from actqkv_cli.bench.speed import FULL, STOCK, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = dict[str, Any]
 _STAGES = ("import", "load", "index", "retrieve")
 
 
@@ -73,14 +72,15 @@ def _asks(record: Record) -> list[list[str]]:
     titles = ["process", "cache", "method", "first token s", *(f"{stage} s" for stage in _STAGES), "prefill s"]
     titles += ["tokens/s after", "MB asked for", "MB from disk", "peak MB", "device MB"]
     rows = []
-    for key, found in _groups(record).items():
+    for (process, state, method), found in _groups(record).items():
         stages = [[row["timings"].get(stage) for row in found] for stage in _STAGES]
         rest = [row["timings"]["first_token"] - sum(row["timings"].get(stage, 0) for stage in _STAGES) for row in found]
         sizes = ("bytes_read", "from_disk", "peak_host_bytes", "peak_device_bytes")
         rows.append(
             [
-                *key[:2],
-                _label(key[2]),
+                process,
+                state,
+                _label(method),
                 _median((row["first"] for row in found), 2, spread=True),
                 *(_median(values, 2) for values in [*stages, rest]),
                 _median((row["tokens_per_second"] for row in found), 1, spread=True),
@@ -103,12 +103,10 @@ def _rates(record: Record) -> list[list[str]]:
     what = f"reading {read['tokens']:,} tokens (stock: in windows of {read['window']}, no history)"
     windows = _median(read["stock_tokens_per_second"], 0, spread=True)
     rows.append([what, rate, windows, f"{read['ratio']:.2f}", f"{floor['read_tokens_per_second']:,.0f}"])
-    whole = read["stock_full_tokens_per_second"]
-    ratio = statistics.median(mine / other for mine, other in zip(read["tokens_per_second"], whole, strict=True))
-    what = f"reading {read['tokens']:,} tokens (stock: with full attention)"
-    rows.append(
-        [what, rate, _median(whole, 0, spread=True), f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"]
-    )
+    full = read["stock_full_tokens_per_second"]
+    ratio = statistics.median(ours / stock for ours, stock in zip(read["tokens_per_second"], full, strict=True))
+    what, whole = f"reading {read['tokens']:,} tokens (stock: with full attention)", _median(full, 0, spread=True)
+    rows.append([what, rate, whole, f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"])
     return rows
 
 
@@ -130,12 +128,10 @@ def _figure(record: Record) -> "Figure":
     groups = _groups(record)
     figure = new_figure(6.4, 1.4 + 0.24 * len(groups) + 1.3)
     above, below = figure.subplots(2, 1, height_ratios=[max(3, len(groups)), 4])
-    firsts = {key: [row["first"] for row in found if row["first"] is not None] for key, found in groups.items()}
-    bars = [
-        (f"{key[0]}, {key[1]}: {_label(key[2])}", values, COLOURS[_place(key[2])])
-        for key, values in firsts.items()
-        if values
-    ]
+    bars = []
+    for (process, state, method), found in groups.items():
+        if firsts := [row["first"] for row in found if row["first"] is not None]:
+            bars.append((f"{process}, {state}: {_label(method)}", firsts, COLOURS[_place(method)]))
     _bars(above, bars, "{:.2f}")
     above.set_title(f"seconds to the first token, {record['document']['tokens']:,} tokens")
     decode, read = record["decode"], record["read"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.generators import facts, needles
-from actqkv_cli.bench.generators.document import Plan, planted, repeated
+from actqkv_cli.bench.generators.document import Plan, plant, repeat_sentences
 from actqkv_cli.bench.generators.draw import Draw
 from actqkv_cli.bench.generators.grid import needle_grid
 from actqkv_cli.bench.generators.prose import noise, prose
@@ -66,8 +66,8 @@ def generate(
     examples = []
     for document in range(documents):
         draw, number = Draw(task, seed, document), (questions + document) // documents
-        plan = generator.plan(draw, number, generator.filler(draw) if haystack is None else repeated(haystack))
-        made = planted(plan, tokens, count)
+        plan = generator.plan(draw, number, generator.filler(draw) if haystack is None else repeat_sentences(haystack))
+        made = plant(plan, tokens, count)
         spans = dict(zip(plan.needles, made.spans, strict=True))
         for place, question in enumerate(plan.questions):
             examples.append(

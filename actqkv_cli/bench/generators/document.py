@@ -11,16 +11,16 @@ from actqkv_cli.errors import UsageError
 
 # Of the text, that hold no needle. The first tokens (sink) and the last (local window) are attended to whatever is
 # retrieved, so that a needle there would test nothing; from 9,000 tokens on, the margins cover both in full.
-FIRST, LAST = 0.04, 0.06
-LEAST, AIM = 0.97, 0.985  # of the tokens asked for
+_MARGIN_START, _MARGIN_END = 0.04, 0.06
+_MIN_FILL, _TARGET_FILL = 0.97, 0.985  # of the tokens asked for
 
 _HINT = "make the documents longer, or ask fewer questions"
-_SAMPLE = 64  # sentences of a first measurement
-_LONGEST = 400  # characters of a "sentence"; a table has no full stops
+_FIRST_TRY = 64  # sentences of a first measurement
+_MAX_SENTENCE = 400  # characters of a "sentence"; a table has no full stops
 _SENTENCE_END = re.compile(
     r"""(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\b[A-Z])[.!?…]["'”’)\]]*\s+|[。！？]|\n\s*\n"""
 )
-_PIECE = re.compile(rf"(?s).{{1,{_LONGEST}}}(?:\s+|$)|.{{1,{_LONGEST}}}")
+_PIECE = re.compile(rf"(?s).{{1,{_MAX_SENTENCE}}}(?:\s+|$)|.{{1,{_MAX_SENTENCE}}}")
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def sentences_of(text: str) -> list[str]:
     return [piece for begin, end in pairwise(borders) for piece in _PIECE.findall(text[begin:end])]
 
 
-def repeated(haystack: str) -> Iterator[str]:
+def repeat_sentences(haystack: str) -> Iterator[str]:
     """The sentences of a text, over and over. Raises UsageError if there is no text."""
     return cycle(sentences_of(haystack))
 
 
-def growing(filler: Iterator[str]) -> Callable[[int], list[str]]:
+def take_first(filler: Iterator[str]) -> Callable[[int], list[str]]:
     """A function that returns the first so many sentences, any number of times."""
     taken: list[str] = []
 
@@ -92,8 +92,10 @@ def growing(filler: Iterator[str]) -> Callable[[int], list[str]]:
     return first
 
 
-def fitted(build: Callable[[int], Document], tokens: int, count: Callable[[str], int], start: int = _SAMPLE) -> int:
-    """The number of filler sentences with which `build` makes a document of LEAST to all of `tokens`.
+def fit_filler(
+    build: Callable[[int], Document], tokens: int, count: Callable[[str], int], start: int = _FIRST_TRY
+) -> int:
+    """The number of filler sentences with which `build` makes a document of _MIN_FILL to all of `tokens`.
 
     `count` sees the needles alone, then the document of `start` sentences, then mostly one or two of about the right
     length: text is nearly linear in its sentences. Raises UsageError if no number of them fits.
@@ -102,64 +104,64 @@ def fitted(build: Callable[[int], Document], tokens: int, count: Callable[[str],
     number, low, high = start, 0, 0  # low fits; high is too many, 0 as long as none is known
     while needles < tokens:
         size = count(build(number).text)
-        if LEAST * tokens <= size <= tokens:
+        if _MIN_FILL * tokens <= size <= tokens:
             return number
         low, high = (number, high) if size < tokens else (low, number)
         if high and high - low <= 1:
             break
         rate = max(size - needles, 1) / number
-        number = max(low + 1, int((AIM * tokens - needles) / rate))
+        number = max(low + 1, int((_TARGET_FILL * tokens - needles) / rate))
         if high and number >= high:
             number = (low + high) // 2
     raise UsageError(f"{tokens} tokens are too few for the needles", _HINT)
 
 
-def planted(plan: Plan, tokens: int, count: Callable[[str], int]) -> Document:
-    """The plan's needles evenly spread through as much filler as makes LEAST to all of `tokens`.
+def plant(plan: Plan, tokens: int, count: Callable[[str], int]) -> Document:
+    """The plan's needles evenly spread through as much filler as makes _MIN_FILL to all of `tokens`.
 
     Raises UsageError if they cannot stand apart from one another and from the margins.
     """
-    sentences = growing(plan.filler)
+    sentences = take_first(plan.filler)
 
     def build(number: int) -> Document:
         return _spread(plan, sentences(number))
 
-    document = build(fitted(build, tokens, count))
+    document = build(fit_filler(build, tokens, count))
     first, last = document.spans[0][0], document.spans[-1][1]
-    if first < FIRST * len(document.text) or last > (1 - LAST) * len(document.text):
+    if first < _MARGIN_START * len(document.text) or last > (1 - _MARGIN_END) * len(document.text):
         raise UsageError(f"{len(plan.needles)} needles do not fit into {tokens} tokens", _HINT)
     return document
 
 
-def placed(needle: str, sentences: Sequence[str], depth: float) -> Document:
+def plant_at_depth(needle: str, sentences: Sequence[str], depth: float) -> Document:
     """The needle at that share of the text, in [0, 1], moved back to the end of a sentence; 1 is the very end."""
     ends = list(accumulate(map(len, sentences), initial=0))
     before = bisect_right(ends, depth * ends[-1]) - 1
     pieces = [(sentence, False) for sentence in sentences]
-    return _joined([*pieces[:before], (needle, True), *pieces[before:]], ("", ""))
+    return _join([*pieces[:before], (needle, True), *pieces[before:]], ("", ""))
 
 
 def _spread(plan: Plan, sentences: Sequence[str]) -> Document:
     """Every needle at the border of sentences nearest to its place, with a sentence at least between any two. Those
     for which there are not enough stand at the end."""
     total = sum(map(len, [*plan.ends, *plan.needles, *sentences]))
-    step = (1 - FIRST - LAST) * total / len(plan.needles)
+    step = (1 - _MARGIN_START - _MARGIN_END) * total / len(plan.needles)
     pieces: list[tuple[str, bool]] = []
     length = used = 0
     for sentence in sentences:
         if used < len(plan.needles):
             needle = plan.needles[used]
             middle = length + len(needle) / 2
-            if middle + len(sentence) / 2 >= FIRST * total + (used + 0.5) * step:
+            if middle + len(sentence) / 2 >= _MARGIN_START * total + (used + 0.5) * step:
                 pieces.append((needle, True))
                 length += len(needle)
                 used += 1
         pieces.append((sentence, False))
         length += len(sentence)
-    return _joined(pieces + [(needle, True) for needle in plan.needles[used:]], plan.ends)
+    return _join(pieces + [(needle, True) for needle in plan.needles[used:]], plan.ends)
 
 
-def _joined(pieces: Sequence[tuple[str, bool]], ends: tuple[str, str]) -> Document:
+def _join(pieces: Sequence[tuple[str, bool]], ends: tuple[str, str]) -> Document:
     """The pieces between the ends. A piece that is marked is a needle: it stands apart from its neighbours."""
     texts, length, spans = [ends[0]], len(ends[0]), []
     for piece, is_needle in pieces:

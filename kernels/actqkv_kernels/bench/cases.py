@@ -135,7 +135,7 @@ def _shares(shapes: Shapes, draw: Draw) -> Call:
     return _call(budget_shares, densities, shapes.retrieved, max_blocks, shape=f"{shapes.layers} layers", nbytes=nbytes)
 
 
-def attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
+def make_attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
     """The last `window` tokens that were fed, and the pages that they attend to; positions are clamped."""
     size, local = shapes.block, shapes.local * shapes.block
     near_keys = local + max(window, _FED)
@@ -163,7 +163,7 @@ def attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
 
 
 def _attention(window: bool, bits: Bits | None, mass: bool, shapes: Shapes, draw: Draw) -> Call:
-    given = attended(shapes.window if window else 1, shapes, draw)
+    given = make_attended(shapes.window if window else 1, shapes, draw)
     query, pages = given.query, given.pages
     nbytes = given.nbytes
     pool: dict[str, Any] = {"keys": pages[:, 0], "values": pages[:, 1]}
@@ -193,7 +193,7 @@ def _grouped(shapes: Shapes, draw: Draw) -> Call:
 
 
 def _rival(window: bool, way: Callable[[Attended], Call]) -> Make:
-    return lambda shapes, draw: way(attended(shapes.window if window else 1, shapes, draw))
+    return lambda shapes, draw: way(make_attended(shapes.window if window else 1, shapes, draw))
 
 
 def _sdpa(window: bool) -> dict[str, Make]:
