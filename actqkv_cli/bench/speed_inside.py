@@ -37,6 +37,7 @@ class Spec:
     again: bool = False
 
     def command(self, part: str) -> list[str]:
+        """The command line of a process that measures a part, "stock", "decode" or "read"."""
         return [sys.executable, "-m", "actqkv_cli.bench.speed_inside", part, json.dumps(asdict(self))]
 
 

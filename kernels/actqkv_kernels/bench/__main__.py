@@ -19,6 +19,7 @@ from actqkv_kernels.bench.timing import ceilings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench with arguments (None: the command line's). Returns the exit code."""
     began = time.perf_counter()
     cases, silent = _parse(arguments)
 

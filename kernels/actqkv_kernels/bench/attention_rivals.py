@@ -44,6 +44,7 @@ class Attended:
         return 2 * bytes_of(self.query) + 2 * self.keys * bytes_of(self.pages[0, 0, :, 0])
 
     def arguments(self) -> dict[str, Any]:
+        """Those of `paged_attention`, by name."""
         return {
             "query": self.query,
             "keys": self.pages[:, 0],
@@ -65,7 +66,7 @@ class Attended:
 
 
 def sdpa(given: Attended, gathering: bool) -> Call:
-    """gathering: gather and rotate within the call."""
+    """torch's `scaled_dot_product_attention`. gathering: gather and rotate within the call."""
     window = given.query.shape[1]
     mask: Any = causal_lower_right(window, given.keys) if window > 1 else None
     ready = None if gathering else given.gathered()
@@ -78,6 +79,7 @@ def sdpa(given: Attended, gathering: bool) -> Call:
 
 
 def flex_attention(given: Attended) -> Call:
+    """torch's FlexAttention, compiled, on keys that were gathered before."""
     attend, mask = _compiled(given.query.shape[1], given.keys, given.query.device)
     ready = given.gathered()
     return _call(given, lambda: attend(*ready, block_mask=mask, enable_gqa=True)[0])

@@ -27,6 +27,7 @@ class Shapes:
     divisor: int = 1
 
     def blocks(self, count: int) -> int:
+        """How many blocks stand for a document of `count`."""
         return max(count // self.divisor, 20)
 
 
@@ -50,6 +51,7 @@ class Draw:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Standard normal numbers."""
         return torch.randn(shape, dtype=dtype, device=self.device, generator=self._generator)
 
     def permutation(self, count: int) -> Tensor:
@@ -61,4 +63,5 @@ Make = Callable[[Shapes, Draw], Call]
 
 
 def bytes_of(*parts: Tensor | Quantized) -> int:
+    """How many bytes tensors take, and quantized ones with their scales."""
     return sum(part.nbytes if isinstance(part, Tensor) else part.codes.nbytes + part.scales.nbytes for part in parts)

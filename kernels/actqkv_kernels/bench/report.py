@@ -10,6 +10,7 @@ _SHARES = ("copy", "read", "copy_of_as_much")
 
 
 def header_lines(record: Record) -> Iterator[str]:
+    """The machine, its ceilings, what the columns mean, and their titles."""
     machine, ceilings = record["machine"], record["ceilings"]
     if gpu := machine["gpu"]:
         yield (
@@ -41,6 +42,7 @@ def header_lines(record: Record) -> Iterator[str]:
 
 
 def case_lines(case: Record) -> Iterator[str]:
+    """A case's row, and one for each of its rivals."""
     line = [case["name"], case.get("shape", ""), _small(case.get("error")), _small(case.get("allowed"))]
     if "milliseconds" not in case:
         yield f"{_line(line)}  {_why_not(case)}"
@@ -60,6 +62,7 @@ def case_lines(case: Record) -> Iterator[str]:
 
 
 def compiled_lines(rows: Iterable[Record]) -> Iterator[str]:
+    """What `compile_apart` found, a row for each kernel."""
     yield ""
     yield "compiled for                     capability  kernel               registers  stack  shared  matrix units"
     for row in rows:

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 _CPU_CACHE_BYTES = 32 << 20  # about what there is
 _BEYOND = 2.5  # times the cache that inputs take, in turn
@@ -113,12 +112,7 @@ def copy_rate(nbytes: int, device: str) -> float:
     """Bytes/s, read and written, of the faster of two ways to copy so many bytes in all, from memory."""
     count = max(nbytes // 8, 1)
     pairs = [torch.randn((2, count), device=device) for _ in range(num_calls(nbytes, device))]
-
-    def negate(source: Tensor, target: Tensor) -> Tensor:
-        return torch.neg(source, out=target)
-
-    def copy(source: Tensor, target: Tensor) -> Tensor:
-        return target.copy_(source)
-
-    fastest = min(measure([partial(way, *pair) for pair in pairs], device).median for way in (negate, copy))
+    negations = [partial(torch.neg, source, out=target) for source, target in pairs]
+    copies = [partial(target.copy_, source) for source, target in pairs]
+    fastest = min(measure(calls, device).median for calls in (negations, copies))
     return 8 * count / fastest * 1e3
