@@ -79,7 +79,7 @@ def measure(
         for policy in policies:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            seconds = _steps(model, document, policy, budget, rounds, tokens)
+            seconds = _time_rounds(model, document, policy, budget, rounds, tokens)
             rows.append(
                 {
                     "document_tokens": length,
@@ -125,7 +125,7 @@ def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device
     return document
 
 
-def _steps(
+def _time_rounds(
     model: Any, document: OpenDocument, policy: str, budget: int | None, rounds: int, tokens: int
 ) -> list[float]:
     """Seconds per token, of each round."""

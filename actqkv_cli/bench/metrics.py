@@ -35,7 +35,7 @@ def score(metric: str, prediction: str, example: Example) -> float:
     raise ValueError(f"no metric is called {metric!r}")
 
 
-def _library(module: str) -> Any:
+def _import(module: str) -> Any:
     try:
         with warnings.catch_warnings():
             # Of jieba: invalid escapes in its sources, and setuptools' pkg_resources, which it asks for.
@@ -61,7 +61,7 @@ def _normal_zh(text: str) -> str:
 
 
 def _words_zh(text: str) -> list[str]:
-    jieba = _library("jieba")
+    jieba = _import("jieba")
     jieba.setLogLevel(logging.WARNING)  # it reports its dictionary on stderr
     return list(jieba.cut(text))
 
@@ -85,7 +85,7 @@ def _rouge(prediction: str, answer: str) -> float:
     0 where the library fails, as in LongBench: on an empty text, and on sentences too long for its recursion.
     """
     try:
-        return _library("rouge").Rouge(metrics=["rouge-l"]).get_scores(prediction, answer)[0]["rouge-l"]["f"]
+        return _import("rouge").Rouge(metrics=["rouge-l"]).get_scores(prediction, answer)[0]["rouge-l"]["f"]
     except (ValueError, RecursionError):
         return 0.0
 
@@ -96,7 +96,7 @@ def _rouge_zh(prediction: str, answer: str) -> float:
 
 def _google_rouge(kind: str) -> Callable[[str, str], float]:
     return lambda prediction, answer: (
-        _library("rouge_score.rouge_scorer").RougeScorer([kind]).score(answer, prediction)[kind].fmeasure
+        _import("rouge_score.rouge_scorer").RougeScorer([kind]).score(answer, prediction)[kind].fmeasure
     )
 
 
@@ -135,7 +135,7 @@ def _code_sim(prediction: str, answer: str) -> float:
     """Similarity, in whole percents, of the answer and the first line that is neither comment nor fence."""
     lines = prediction.lstrip("\n").split("\n")
     code = next((line for line in lines if not re.search("[`#]|//", line)), "")
-    return round(_library("rapidfuzz.fuzz").ratio(code, answer)) / 100
+    return round(_import("rapidfuzz.fuzz").ratio(code, answer)) / 100
 
 
 def _first_integer(prediction: str, answer: str) -> bool:

@@ -151,7 +151,7 @@ def _ask_every_way(
     yield from _ask_stock(wanted, replace(job, question=question, again=state == WARM), state, left_out)
     used, fresh_env = device_memory(wanted.device), {**os.environ, "ACTQKV_KEEP_ALIVE": "0"}
     for policy in dict.fromkeys((FULL, wanted.policy)):
-        command = _ask(wanted, policy, question)
+        command = _ask_command(wanted, policy, question)
         how = _prepare(state, [*_files(wanted.entry.folder), *_files(wanted.model)])
         yield policy, FRESH, {"cache": how, **_figures(watch(command, fresh_env, used))}
         while worker.pid:
@@ -192,7 +192,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_file()]
 
 
-def _ask(wanted: Measurement, policy: str, question: str) -> list[str]:
+def _ask_command(wanted: Measurement, policy: str, question: str) -> list[str]:
     words = ["--doc", wanted.entry.id, "--home", str(wanted.home), "--policy", policy, "--device", str(wanted.device)]
     # By its folder: what a document remembers of its model may be a name that would be looked up on the network.
     words += ["--max-tokens", str(wanted.max_tokens), "--model", str(wanted.model), "--offline", "--jsonl"]
@@ -218,7 +218,7 @@ def _worker(wanted: Measurement, question: str, left_out: list[str]) -> Iterator
     with tempfile.TemporaryDirectory(prefix="actqkv-") as runtime:
         worker = _Worker({**os.environ, "XDG_RUNTIME_DIR": runtime, "ACTQKV_KEEP_ALIVE": "1h"})
         try:
-            watch(_ask(wanted, wanted.policy, question), worker.env)
+            watch(_ask_command(wanted, wanted.policy, question), worker.env)
             if not worker.changed():
                 left_out.append("resident: there is no worker on this system")
             yield worker

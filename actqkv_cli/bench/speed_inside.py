@@ -66,7 +66,7 @@ class _Clock:
 def stock(job: Spec) -> dict[str, Any]:
     """The unmodified model, which reads document and question for every answer: once with all that a new process
     does, and once more where `again`."""
-    loaded, seconds = _loaded(job)
+    loaded, seconds = _load(job)
     from actqkv_cli.model.prompt import encode_question
 
     question = encode_question(loaded.tokenizer, job.question).ids
@@ -100,7 +100,7 @@ def decode(job: Spec) -> dict[str, Any]:
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.store.reader import DocumentReader
 
-    loaded, _ = _loaded(job)
+    loaded, _ = _load(job)
     context = _document_ids(job)[: job.budget].long()
     question = encode_question(loaded.tokenizer, job.question)
 
@@ -140,7 +140,7 @@ def read(job: Spec) -> dict[str, Any]:
     from actqkv_cli.store.library import scratch
     from actqkv_cli.store.manifest import load_manifest
 
-    loaded, _ = _loaded(job)
+    loaded, _ = _load(job)
     home = Path(job.document).parent
     window = load_manifest(Path(job.document)).reading.window
     shape = Shape.of(loaded.model.config.to_dict())
@@ -156,7 +156,7 @@ def read(job: Spec) -> dict[str, Any]:
     }
 
 
-def _loaded(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
+def _load(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 

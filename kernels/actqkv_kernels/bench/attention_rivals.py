@@ -56,7 +56,7 @@ class Attended:
             "rotation": self.rotation,
         }
 
-    def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
+    def gather(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries `(1, H, W, d)` and keys, and values `(1, Hkv, keys, d)`."""
         slots = torch.cat([self.far.slots, self.near.slots])
         positions = torch.cat([self.far.positions, self.near.positions]).flatten()[: self.keys]
@@ -69,10 +69,10 @@ def sdpa(given: Attended, gathering: bool) -> Call:
     """torch's `scaled_dot_product_attention`. gathering: gather and rotate within the call."""
     window = given.query.shape[1]
     mask: Any = causal_lower_right(window, given.keys) if window > 1 else None
-    ready = None if gathering else given.gathered()
+    ready = None if gathering else given.gather()
 
     def run() -> Tensor:
-        query, key, value = ready or given.gathered()
+        query, key, value = ready or given.gather()
         return scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)[0]
 
     return _call(given, run)
@@ -80,13 +80,13 @@ def sdpa(given: Attended, gathering: bool) -> Call:
 
 def flex_attention(given: Attended) -> Call:
     """torch's FlexAttention, compiled, on keys that were gathered before."""
-    attend, mask = _compiled(given.query.shape[1], given.keys, given.query.device)
-    ready = given.gathered()
+    attend, mask = _compile_flex(given.query.shape[1], given.keys, given.query.device)
+    ready = given.gather()
     return _call(given, lambda: attend(*ready, block_mask=mask, enable_gqa=True)[0])
 
 
 @functools.cache
-def _compiled(window: int, keys: int, device: torch.device) -> tuple[Any, Any]:
+def _compile_flex(window: int, keys: int, device: torch.device) -> tuple[Any, Any]:
     from torch.nn.attention import flex_attention as flex
 
     mask = flex.create_block_mask(

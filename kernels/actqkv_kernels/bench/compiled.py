@@ -33,7 +33,7 @@ def compile_apart(names: Sequence[str]) -> list[Record]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _compiled(call: Call, capability: int) -> Record:
+def _compile(call: Call, capability: int) -> Record:
     with compiling_for(capability) as machines:
         call.run()
     return {"kernels": [asdict(machine) for machine in machines]}
@@ -44,7 +44,7 @@ def _main() -> None:
     for case in (case for case in CASES if case.name in sys.argv[1:]):
         call = case.make(LLAMA_8B, Draw("cpu", 0))
         for capability in CAPABILITIES:
-            found = attempt(lambda call=call, capability=capability: _compiled(call, capability))  # type: ignore[misc]
+            found = attempt(lambda call=call, capability=capability: _compile(call, capability))  # type: ignore[misc]
             rows.append({"case": case.name, "capability": capability, **found})
     print(json.dumps(rows))
 

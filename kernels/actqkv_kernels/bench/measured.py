@@ -19,33 +19,34 @@ def measure_case(case: Case, device: str, ceilings: Record, unchecked: str) -> R
     kernel_timed = device == "cuda" and not unchecked
     record: Record = {"name": case.name, "correct": None, "rivals": []}
     if not unchecked:
-        record |= _checked(case.make, case.allowed, device)
+        record |= _check(case.make, case.allowed, device)
         if not record["correct"]:
             return record
+    way: Way = "run" if kernel_timed else "reference"
+    graph = kernel_timed or not case.waits
+    record |= {"timed": "triton" if kernel_timed else "torch"}
+    record |= attempt(lambda: _measure_rates(case.make, way, device, ceilings, graph))
     if kernel_timed:
-        record |= {"timed": "triton"} | attempt(lambda: _rates(case.make, "run", device, ceilings))
         name = "torch, not recorded" if case.waits else "torch"
-        record["rivals"].append(_timed_rival(name, case.make, "reference", device, not case.waits))
-    else:
-        record |= {"timed": "torch"} | attempt(lambda: _rates(case.make, "reference", device, ceilings, not case.waits))
+        record["rivals"].append(_time_rival(name, case.make, "reference", device, not case.waits))
     for name, make in case.rivals.items():
-        checked = _checked(make, case.allowed, device, poison=False)
-        timed = _timed_rival(name, make, "run", device) if checked["correct"] else {}
+        checked = _check(make, case.allowed, device, poison=False)
+        timed = _time_rival(name, make, "run", device) if checked["correct"] else {}
         record["rivals"].append({"name": name} | checked | timed)
     return record
 
 
-def _checked(make: Make, allowed: float, device: str, poison: bool = True) -> Record:
+def _check(make: Make, allowed: float, device: str, poison: bool = True) -> Record:
     shapes = LLAMA_8B if device == "cuda" else INTERPRETED
     return check(lambda: make(shapes, Draw(device, 0)), allowed, poison)
 
 
-def _timed_rival(name: str, make: Make, way: Way, device: str, graph: bool = True) -> Record:
-    timed = attempt(lambda: {"milliseconds": asdict(_timed(make, way, device, graph)[0])})
+def _time_rival(name: str, make: Make, way: Way, device: str, graph: bool = True) -> Record:
+    timed = attempt(lambda: {"milliseconds": asdict(_time(make, way, device, graph)[0])})
     return {"name": name, "correct": True} | timed
 
 
-def _timed(make: Make, way: Way, device: str, graph: bool = True) -> tuple[Time, Call, int]:
+def _time(make: Make, way: Way, device: str, graph: bool = True) -> tuple[Time, Call, int]:
     """The time of a call, one call, and how many took turns."""
     shapes = LLAMA_8B if device == "cuda" else ON_CPU
     calls = [make(shapes, Draw(device, 0))]
@@ -53,8 +54,8 @@ def _timed(make: Make, way: Way, device: str, graph: bool = True) -> tuple[Time,
     return measure([getattr(call, way) for call in calls], device, graph), calls[0], len(calls)
 
 
-def _rates(make: Make, way: Way, device: str, ceilings: Record, graph: bool = True) -> Record:
-    time, call, count = _timed(make, way, device, graph)
+def _measure_rates(make: Make, way: Way, device: str, ceilings: Record, graph: bool = True) -> Record:
+    time, call, count = _time(make, way, device, graph)
     rate = call.nbytes / time.median * 1e3
     computed = call.operations / time.median * 1e3 if call.operations else None
     rates = {"copy_bytes_per_second": rate, "read_bytes_per_second": rate, "matmul_operations_per_second": computed}
