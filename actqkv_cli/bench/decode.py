@@ -2,7 +2,6 @@
 blocks, which costs no reading and no disk. What is timed depends on shapes alone.
 """
 
-import functools
 import statistics
 import time
 from collections.abc import Collection
@@ -18,6 +17,7 @@ from actqkv_cli.engine.calibration import HEADS, READING
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import geometry_of
+from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.load import DTYPES
 from actqkv_cli.model.prompt import EncodedQuestion
@@ -28,12 +28,12 @@ from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.manifest import Draft, RetrievalHead, synthetic_draft
 from actqkv_cli.store.tensors import STORED
 
-_QUESTION = 24  # tokens
-_WARM = 4  # tokens that are not timed: what is recorded and brought in for the first ones stays
-_DIFFERENT = 64  # blocks that are really there; the document repeats them
+_QUESTION_TOKENS = 24
+_WARMUP_TOKENS = 4  # not timed: what is recorded and brought in for the first ones stays
+_DISTINCT_BLOCKS = 64  # that are really there; the document repeats them
 
 
-class _RandomDocument:
+class _RandomReader:
     """As much of a `DocumentReader` as asking needs, with random numbers for what a model would have computed."""
 
     folder = Path("random")
@@ -44,7 +44,7 @@ class _RandomDocument:
         self._rows = len(head_rows(manifest.retrieval_heads, query_heads, geometry.kv_heads))
         self._shape = (2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         self._dtype = DTYPES[geometry.dtype]
-        self._blocks = torch.randn((_DIFFERENT, *self._shape)).to(self._dtype)
+        self._blocks = torch.randn((_DISTINCT_BLOCKS, *self._shape)).to(self._dtype)
 
     def tensors(self, names: Collection[str]) -> dict[str, Tensor]:
         """Those that a document has without baselines."""
@@ -57,7 +57,7 @@ class _RandomDocument:
 
     def read_blocks(self, layer: int, ids: Tensor, pinned: bool = False) -> Tensor:
         blocks = torch.empty((len(ids), *self._shape), dtype=self._dtype, pin_memory=pinned)
-        blocks[:] = self._blocks[ids % _DIFFERENT]
+        blocks[:] = self._blocks[ids % _DISTINCT_BLOCKS]
         return blocks
 
 
@@ -75,13 +75,11 @@ def measure(
     weights = read / compute.memory
     rows = []
     for length in lengths:
-        document = OpenDocument(_RandomDocument(_manifest(shape, length, dtype), shape.heads, device), device)  # type: ignore[arg-type]
-        document.lexical = functools.partial(_random_words, document.reader.manifest.block_count)
-        document.sentences = functools.partial(_no_more, document.reader.manifest.geometry.block_size)
+        document = _random_document(shape, length, dtype, device)
         for policy in policies:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            seconds = _steps(model, document, policy, budget, rounds, tokens)
+            seconds = _time_rounds(model, document, policy, budget, rounds, tokens)
             rows.append(
                 {
                     "document_tokens": length,
@@ -113,44 +111,44 @@ def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dty
     return made.eval().requires_grad_(False)
 
 
-def _no_more(block_size: int, block: int) -> range:
-    """A document without a text has no sentences: a block's own tokens."""
-    return range(block * block_size, (block + 1) * block_size)
-
-
-def _random_words(blocks: int, question: str) -> Tensor:
-    """In the place of BM25: `(N,)` fp32."""
-    return torch.rand(blocks)
-
-
-def _manifest(shape: Shape, tokens: int, dtype: str) -> Draft:
+def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device) -> OpenDocument:
     heads = [
         RetrievalHead(layer=shape.layers // 4 + number % 3, head=number % shape.heads, score=1)
         for number in range(HEADS)
     ]
-    return synthetic_draft(
-        "random", geometry_of(shape, dtype), READING, tokens, retrieval_heads=heads, density=[0.5] * shape.layers
-    )
+    geometry = geometry_of(shape, dtype)
+    draft = synthetic_draft("random", geometry, READING, tokens, retrieval_heads=heads, density=[0.5] * shape.layers)
+    document = OpenDocument(_RandomReader(draft, shape.heads, device), device)  # type: ignore[arg-type]
+    # There is no text: scores in the place of BM25's, and no sentence goes on beyond its block.
+    document.lexical = lambda question: torch.rand(draft.block_count)
+    document.sentences = lambda block: range(block * geometry.block_size, (block + 1) * geometry.block_size)
+    return document
 
 
-def _steps(
+def _time_rounds(
     model: Any, document: OpenDocument, policy: str, budget: int | None, rounds: int, tokens: int
 ) -> list[float]:
     """Seconds per token, of each round."""
     budget = budget or usual_budget(policy, READING, document.reader.manifest.geometry.block_size)
-    ids = torch.randint(1000, (_QUESTION,))
-    question = EncodedQuestion(ids, slice(2, _QUESTION - 4), "random")
+    ids = torch.randint(1000, (_QUESTION_TOKENS,))
+    question = EncodedQuestion(ids, slice(2, _QUESTION_TOKENS - 4), "random")
     found = []
     with session_over(model, context_of([document], model), budget) as session:
         for _ in range(rounds):
-            run = session.start(question, policy, max_tokens=_WARM + tokens + 1)
-            for _ in range(_WARM):
+            run = session.start(question, policy, max_tokens=_WARMUP_TOKENS + tokens + 1)
+            for _ in range(_WARMUP_TOKENS):
                 run.step(int(run.logits.argmax()))
-            synchronize(model.device)
-            began = time.perf_counter()
-            for _ in range(tokens):
-                run.step(int(run.logits.argmax()))
-            synchronize(model.device)
-            found.append((time.perf_counter() - began) / tokens)
+            found.append(time_steps(run, tokens))
             run.close()
     return found
+
+
+def time_steps(run: Run, tokens: int) -> float:
+    """Seconds per token of the next `tokens` that a run decodes greedily."""
+    device = run.logits.device
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(tokens):
+        run.step(int(run.logits.argmax()))
+    synchronize(device)
+    return (time.perf_counter() - began) / tokens

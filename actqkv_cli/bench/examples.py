@@ -74,18 +74,11 @@ def unanswerable(examples: Sequence[Example]) -> list[Example]:
 
     Raises UsageError where there is one document only.
     """
-    asked = list({example.context: example for example in examples}.values())  # one of each document
-    if len(asked) < 2:
+    contexts = list(dict.fromkeys(example.context for example in examples))
+    if len(contexts) < 2:
         raise UsageError("questions of another document need two documents", "ask more questions, or lower --tokens")
-    other = {example.context: before for before, example in zip([asked[-1], *asked[:-1]], asked, strict=True)}
+    other = dict(zip(contexts, [contexts[-1], *contexts[:-1]], strict=True))
     return [
-        replace(
-            example,
-            task=example.task + UNANSWERABLE,
-            context=other[example.context].context,
-            answers=(),
-            spans=(),
-            passage="",
-        )
-        for example in examples
+        replace(e, task=e.task + UNANSWERABLE, context=other[e.context], answers=(), spans=(), passage="")
+        for e in examples
     ]

@@ -7,8 +7,8 @@ are the benchmarks'; the wording is ours, all of it behind the context, which is
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zlib import error as ZlibError
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """How a task is asked and judged. question: may name {input} and {options}, and, on lines behind them that tell how
+    """How a task is asked and judged. question: may name {input} and {options}, and, on lines behind them that say how
     to answer, {words}, the length of the answer; needle: the answers stand in the context word for word, and where
     they do matters."""
 
@@ -91,23 +91,20 @@ INFINITEBENCH = {
 
 
 @dataclass(frozen=True)
-class RulerTask:
+class RulerTask(Task):
     """begins: how the last part of the prompt, the question, begins; answer: what stands behind it if the file has
     the answer's beginning in the prompt."""
 
-    metric: str
-    max_tokens: int
     begins: str = "\nQuestion: "
     answer: str = " Answer:"
-    needle: bool = False
 
 
 RULER = {
-    "niah": RulerTask("string_match_all", 128, "\nWhat ", " The special magic", needle=True),
+    "niah": RulerTask("string_match_all", 128, needle=True, begins="\nWhat ", answer=" The special magic"),
     "vt": RulerTask("string_match_all", 30),
     "cwe": RulerTask("string_match_all", 120),
     "fwe": RulerTask("string_match_all", 50),
-    "qa": RulerTask("string_match_part", 32, "\nAnswer the question based on "),
+    "qa": RulerTask("string_match_part", 32, begins="\nAnswer the question based on "),
 }
 
 # L-Eval: by task; every other one by the row's evaluation. Rows that only a person or a model can judge are left out.
@@ -137,8 +134,9 @@ _HINT = (
 def read_examples(path: Path) -> list[Example]:
     """The questions of a benchmark's file; .gz is unpacked.
 
-    InfiniteBench's and L-Eval's tasks are told by the file's name, RULER's by its folder's or the file's.
-    Raises UsageError: unreadable, no known format (names the line), a row that lacks something, no questions.
+    The file's name says which task of InfiniteBench or L-Eval it is, its own or its folder's name which one of RULER.
+    Raises UsageError, which names the line, for a file that cannot be read, is of no known format, lacks a field, has
+    no questions, or has two of the same id.
     """
     examples: list[Example] = []
     for number, row in _rows(path):
@@ -173,38 +171,29 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise UsageError(f"cannot read {path}: {error}") from None
 
 
-def _longbench(row: Row, path: Path, number: int) -> list[Example]:
+def _longbench(row: Row, path: Path, number: int) -> Iterator[Example]:
     name = _text(row, "dataset").removesuffix("_e")
     if name not in LONGBENCH:
         raise ValueError(f"LongBench has no task {name!r}")
     even = _stem(path).endswith("_e")  # LongBench-E has other questions of the same task
-    example = _example(
-        LONGBENCH[name],
-        f"{name}_e" if even else name,
-        str(row["_id"]),
-        _text(row, "context"),
-        _strings(row["answers"]),
-        asked=_text(row, "input"),
-        classes=_strings(row["all_classes"]) if row["all_classes"] else (),
-    )
-    return [example]
+    context, answers, asked = _text(row, "context"), _strings(row["answers"]), _text(row, "input")
+    classes = _strings(row["all_classes"]) if row["all_classes"] else ()
+    task, name = LONGBENCH[name], f"{name}_e" if even else name
+    yield _example(task, name, str(row["_id"]), context, answers, asked=asked, classes=classes)
 
 
-def _infinitebench(row: Row, path: Path, number: int) -> list[Example]:
+def _infinitebench(row: Row, path: Path, number: int) -> Iterator[Example]:
     name = _stem(path)
     if name not in INFINITEBENCH:
         raise ValueError(f"InfiniteBench has no task {name!r}: keep the file's own name")
+    task, context, asked = INFINITEBENCH[name], _text(row, "context"), _text(row, "input")
     answers, options = _strings(row["answer"]), row.get("options") or []
-    task = INFINITEBENCH[name]
     if task.metric in ("choice", "code_debug") and len(answers) == 1:
         answers += ("ABCD"[options.index(answers[0])],)
-    example = _example(
-        task, name, str(row["id"]), _text(row, "context"), answers, asked=_text(row, "input"), options=options
-    )
-    return [example]
+    yield _example(task, name, str(row["id"]), context, answers, asked=asked, options=options)
 
 
-def _ruler(row: Row, path: Path, number: int) -> list[Example]:
+def _ruler(row: Row, path: Path, number: int) -> Iterator[Example]:
     names = [name for name in (path.parent.name, _stem(path)) if name.split("_")[0] in RULER]
     if not names:
         raise ValueError("neither the folder nor the file is called after a task of RULER, such as niah_single_1")
@@ -214,27 +203,24 @@ def _ruler(row: Row, path: Path, number: int) -> list[Example]:
         raise ValueError(f"the prompt has no {task.begins.strip()!r} that its question could begin with")
     question, cut, tail = (task.begins.lstrip() + rest).partition(task.answer)
     prefix = row.get("answer_prefix") or cut + tail
-    answers = _strings(row["outputs"])
-    plain = Task(task.metric, task.max_tokens, prefix=prefix.strip(), needle=task.needle)
-    return [_example(plain, names[0], str(row["index"]), context, answers, asked=question.strip())]
+    task, answers = replace(task, prefix=prefix.strip()), _strings(row["outputs"])
+    yield _example(task, names[0], str(row["index"]), context, answers, asked=question.strip())
 
 
-def _leval(row: Row, path: Path, number: int) -> list[Example]:
+def _leval(row: Row, path: Path, number: int) -> Iterator[Example]:
     evaluation = _text(row, "evaluation")
     if evaluation in ("human", "LLM"):
-        return []
+        return
     if evaluation not in ("exam", "f1", "rouge"):
         raise ValueError(f"L-Eval has no evaluation {evaluation!r}")
     name, context = _stem(path), _text(row, "input")
     task = LEVAL[name if name in LEVAL else evaluation]
     pairs = zip(_strings(row["instructions"]), _strings(row["outputs"]), strict=True)
-    return [
-        _example(task, name, f"{number}.{index}", context, (output,), asked=instruction)
-        for index, (instruction, output) in enumerate(pairs, 1)
-    ]
+    for index, (instruction, output) in enumerate(pairs, 1):
+        yield _example(task, name, f"{number}.{index}", context, (output,), asked=instruction)
 
 
-def _nq_open(row: Row, path: Path, number: int) -> list[Example]:
+def _nq_open(row: Row, path: Path, number: int) -> Iterator[Example]:
     answers, question = _strings(row["answers"]), _text(row, "question")
     texts, spans, start = [], [], 0
     for passage in row["ctxs"]:
@@ -244,20 +230,19 @@ def _nq_open(row: Row, path: Path, number: int) -> list[Example]:
             spans += [(start + begin, start + end) for begin, end in found]
         texts.append(text)
         start += len(text + BETWEEN)
-    return [_example(NQ_OPEN, "nq-open", str(number), BETWEEN.join(texts), answers, asked=question, spans=spans)]
+    yield _example(NQ_OPEN, "nq-open", str(number), BETWEEN.join(texts), answers, asked=question, spans=spans)
 
 
-def _lost_key(row: Row, path: Path, number: int) -> list[Example]:
+def _lost_key(row: Row, path: Path, number: int) -> Iterator[Example]:
     key, value = _text(row, "key"), _text(row, "value")
     context = json.dumps(dict(row["ordered_kv_records"]), indent=0, ensure_ascii=False)
     start = context.index(value, context.index(json.dumps(key, ensure_ascii=False) + ": "))
     spans = [(start, start + len(value))]
-    return [_example(LOST_KEY, "kv-retrieval", str(number), context, (value,), asked=key, spans=spans)]
+    yield _example(LOST_KEY, "kv-retrieval", str(number), context, (value,), asked=key, spans=spans)
 
 
-def _squad(row: Row, path: Path, number: int) -> list[Example]:
+def _squad(row: Row, path: Path, number: int) -> Iterator[Example]:
     """Unanswerable questions, of version 2, are left out."""
-    examples = []
     for article in row["data"]:
         for paragraph in article["paragraphs"]:
             context = _text(paragraph, "context")
@@ -268,22 +253,21 @@ def _squad(row: Row, path: Path, number: int) -> list[Example]:
                 spans = [(start, start + len(text)) for start, text in found]
                 answers = tuple(dict.fromkeys(text for _, text in found))
                 ask = _text(question, "question")
-                examples.append(_example(SQUAD, "squad", str(question["id"]), context, answers, asked=ask, spans=spans))
-    return examples
+                yield _example(SQUAD, "squad", str(question["id"]), context, answers, asked=ask, spans=spans)
 
 
-def _plain(row: Row, path: Path, number: int) -> list[Example]:
+def _plain(row: Row, path: Path, number: int) -> Iterator[Example]:
     """Our own form: a question on a context, or on a document that the library has or is to have."""
     answers, question = _strings(row["answers"]), _text(row, "question")
-    pages = tuple(map(int, row.get("pages") or ()))
+    pages, name = tuple(map(int, row.get("pages") or ())), _stem(path)
+    context, document = (_text(row, "context"), "") if "context" in row else ("", _text(row, "document"))
     identity = str(row.get("id", number))
-    if "context" in row:
-        return [_example(PLAIN, _stem(path), identity, _text(row, "context"), answers, asked=question, pages=pages)]
-    document = _text(row, "document")
-    return [_example(PLAIN, _stem(path), identity, "", answers, asked=question, pages=pages, document=document)]
+    yield _example(PLAIN, name, identity, context, answers, asked=question, pages=pages, document=document)
 
 
-_READERS: dict[frozenset[str], Callable[[Row, Path, int], list[Example]]] = {
+Reader = Callable[[Row, Path, int], Iterator[Example]]  # row, file, line
+
+_READERS: dict[frozenset[str], Reader] = {
     frozenset({"input", "context", "answers", "dataset", "all_classes", "_id"}): _longbench,
     frozenset({"id", "context", "input", "answer"}): _infinitebench,
     frozenset({"input", "instructions", "outputs", "evaluation"}): _leval,
@@ -296,7 +280,7 @@ _READERS: dict[frozenset[str], Callable[[Row, Path, int], list[Example]]] = {
 }
 
 
-def _reader(row: Any) -> Callable[[Row, Path, int], list[Example]]:
+def _reader(row: Any) -> Reader:
     for fields, reader in _READERS.items():
         if isinstance(row, dict) and fields <= row.keys():
             return reader
@@ -311,9 +295,9 @@ def _example(
     answers: tuple[str, ...],
     *,
     asked: str,
-    options: list[str] | tuple[()] = (),
+    options: Sequence[str] = (),
     classes: tuple[str, ...] = (),
-    spans: list[tuple[int, int]] | tuple[()] = (),
+    spans: Sequence[tuple[int, int]] = (),
     pages: tuple[int, ...] = (),
     document: str = "",
 ) -> Example:

@@ -29,14 +29,14 @@ def measure(
     their attention.
     """
     reading = READING.model_copy(update={"budget": budget, "window": window})
-    _stock(loaded, ids[: reading.window * 2], reading.window)  # warm up
+    _time_stock(loaded, ids[: reading.window * 2], reading.window)  # warm up
     pairs, whole = [], []
     for _ in range(rounds):
-        stock = len(ids) / _stock(loaded, ids, reading.window)
-        ours = len(ids) / _ours(loaded, ids, reading, home)
+        stock = len(ids) / _time_stock(loaded, ids, reading.window)
+        ours = len(ids) / _time_prefill(loaded, ids, reading, home)
         pairs.append((ours, stock))
         if full:
-            whole.append(round(len(ids) / _stock(loaded, ids, len(ids)), 1))
+            whole.append(round(len(ids) / _time_stock(loaded, ids, len(ids)), 1))
     ratios = sorted(ours / stock for ours, stock in pairs)
     return {
         "tokens": len(ids),
@@ -55,7 +55,7 @@ def measure(
     }
 
 
-def _stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
+def _time_stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
     """Seconds of the unmodified decoder over windows of so many tokens, each on its own, no logits."""
     ids = ids.to(loaded.device, torch.int64)
     began = time.perf_counter()
@@ -66,7 +66,7 @@ def _stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
     return time.perf_counter() - began
 
 
-def _ours(loaded: LoadedModel, ids: Tensor, reading: Reading, home: Path) -> float:
+def _time_prefill(loaded: LoadedModel, ids: Tensor, reading: Reading, home: Path) -> float:
     """Seconds of the prefill that `ingest` does, segments on disk included."""
     geometry = geometry_of(Shape.of(loaded.model.config.to_dict()), loaded.dtype)
     draft = synthetic_draft("bench", geometry, reading, len(ids))

@@ -21,11 +21,11 @@ from actqkv_cli import __version__
 from actqkv_cli.model.shape import Shape
 from actqkv_kernels.provenance import commit, processor
 
-_ENOUGH = 0.3  # seconds of one measurement
-_MOST_ROWS = 4096
-_COPIED = 256 << 20  # bytes, beyond any cache
-_FILE = 256 << 20
-_CHUNK = 4 << 20
+_MIN_SECONDS = 0.3  # seconds of one measurement
+_MAX_ROWS = 4096
+_COPY_BYTES = 256 << 20  # bytes, beyond any cache
+_FILE_BYTES = 256 << 20
+_CHUNK_BYTES = 4 << 20
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -65,7 +65,7 @@ def measure_compute(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
     with torch.inference_mode():
         weights = [torch.randn(sizes, dtype=dtype, device=device) * sizes[1] ** -0.5 for sizes in shape.products]
         product, rows = 0.0, 256
-        while rows <= _MOST_ROWS:
+        while rows <= _MAX_ROWS:
             inputs = {into: torch.randn(rows, into, dtype=dtype, device=device) for _, into in shape.products}
 
             def layer(inputs: dict[int, torch.Tensor] = inputs) -> None:
@@ -75,31 +75,31 @@ def measure_compute(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
             seconds = _best(layer, device)
             product = max(product, 2 * shape.layer_parameters * rows / seconds)
             rows *= 2
-            if seconds > _ENOUGH:  # more rows would not be faster, only longer
+            if seconds > _MIN_SECONDS:  # more rows would not be faster, only longer
                 break
         query = torch.randn(1, shape.heads, 2048, shape.head_dim, dtype=dtype, device=device)
         seconds = _best(lambda: scaled_dot_product_attention(query, query, query, is_causal=True), device)
         attention = 4 * shape.heads * shape.head_dim * (2048 * 2049 // 2) / seconds
-        source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+        source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        memory = 2 * _COPIED / _best(lambda: target.copy_(source), device)
+        memory = 2 * _COPY_BYTES / _best(lambda: target.copy_(source), device)
     return Compute(product, attention, memory)
 
 
 def measure_disk(folder: Path) -> Disk:
     """Rates of a temporary file in `folder`. Raises OSError when none can be written there."""
-    chunk = bytearray(os.urandom(_CHUNK))
+    chunk = bytearray(os.urandom(_CHUNK_BYTES))
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".speed-", buffering=0) as file:
         began = time.perf_counter()
-        for number in range(_FILE // _CHUNK):
+        for number in range(_FILE_BYTES // _CHUNK_BYTES):
             chunk[:8] = number.to_bytes(8, "little")  # no two alike, for file systems that would keep one
             file.write(chunk)
         os.fsync(file.fileno())
-        write = _FILE / (time.perf_counter() - began)
+        write = _FILE_BYTES / (time.perf_counter() - began)
         dropped = drop_cached([Path(file.name)])
-        cold = _FILE / _read(file.fileno(), chunk) if dropped else None
-        _read(file.fileno(), chunk)
-        warm = _FILE / min(_read(file.fileno(), chunk) for _ in range(3))
+        cold = _FILE_BYTES / _read(file, chunk) if dropped else None
+        _read(file, chunk)
+        warm = _FILE_BYTES / min(_read(file, chunk) for _ in range(3))
     return Disk(write, cold, warm, dropped)
 
 
@@ -124,7 +124,7 @@ def drop_cached(paths: Iterable[Path]) -> str:
 
 def fill_cached(paths: Iterable[Path]) -> None:
     """Read files through, so that what fits is in the page cache."""
-    buffer = bytearray(_CHUNK)
+    buffer = bytearray(_CHUNK_BYTES)
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
@@ -150,7 +150,7 @@ def _best(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest run; the first does not count, for what is made ready in it."""
     run()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < _ENOUGH and len(times) < 1000):
+    while len(times) < 3 or (sum(times) < _MIN_SECONDS and len(times) < 1000):
         synchronize(device)
         began = time.perf_counter()
         run()
@@ -160,15 +160,17 @@ def _best(run: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _read(fd: int, buffer: bytearray) -> float:
-    os.lseek(fd, 0, os.SEEK_SET)
+def _read(file: Any, buffer: bytearray) -> float:
+    """Seconds that an open file takes."""
+    file.seek(0)
     began = time.perf_counter()
-    while os.readv(fd, [buffer]) if hasattr(os, "readv") else os.read(fd, len(buffer)):
+    while file.readinto(buffer):
         pass
     return time.perf_counter() - began

@@ -35,7 +35,7 @@ def score(metric: str, prediction: str, example: Example) -> float:
     raise ValueError(f"no metric is called {metric!r}")
 
 
-def _library(module: str) -> Any:
+def _import(module: str) -> Any:
     try:
         with warnings.catch_warnings():
             # Of jieba: invalid escapes in its sources, and setuptools' pkg_resources, which it asks for.
@@ -61,7 +61,7 @@ def _normal_zh(text: str) -> str:
 
 
 def _words_zh(text: str) -> list[str]:
-    jieba = _library("jieba")
+    jieba = _import("jieba")
     jieba.setLogLevel(logging.WARNING)  # it reports its dictionary on stderr
     return list(jieba.cut(text))
 
@@ -85,7 +85,7 @@ def _rouge(prediction: str, answer: str) -> float:
     0 where the library fails, as in LongBench: on an empty text, and on sentences too long for its recursion.
     """
     try:
-        return _library("rouge").Rouge(metrics=["rouge-l"]).get_scores(prediction, answer)[0]["rouge-l"]["f"]
+        return _import("rouge").Rouge(metrics=["rouge-l"]).get_scores(prediction, answer)[0]["rouge-l"]["f"]
     except (ValueError, RecursionError):
         return 0.0
 
@@ -95,10 +95,9 @@ def _rouge_zh(prediction: str, answer: str) -> float:
 
 
 def _google_rouge(kind: str) -> Callable[[str, str], float]:
-    def metric(prediction: str, answer: str) -> float:
-        return _library("rouge_score.rouge_scorer").RougeScorer([kind]).score(answer, prediction)[kind].fmeasure
-
-    return metric
+    return lambda prediction, answer: (
+        _import("rouge_score.rouge_scorer").RougeScorer([kind]).score(answer, prediction)[kind].fmeasure
+    )
 
 
 def _first_line(metric: Callable[[str, str], float]) -> Callable[[str, str], float]:
@@ -136,7 +135,7 @@ def _code_sim(prediction: str, answer: str) -> float:
     """Similarity, in whole percents, of the answer and the first line that is neither comment nor fence."""
     lines = prediction.lstrip("\n").split("\n")
     code = next((line for line in lines if not re.search("[`#]|//", line)), "")
-    return round(_library("rapidfuzz.fuzz").ratio(code, answer)) / 100
+    return round(_import("rapidfuzz.fuzz").ratio(code, answer)) / 100
 
 
 def _first_integer(prediction: str, answer: str) -> bool:
@@ -157,8 +156,8 @@ def _name(prediction: str, example: Example) -> bool:
     return example.answers[0] in map(str.upper, _words(prediction, "\n:\"'.,?!{}"))
 
 
-def _behind(text: str, openings: Sequence[str]) -> str | None:
-    """What stands behind the first of the openings that the text has, and one more character."""
+def _text_after(text: str, openings: Sequence[str]) -> str | None:
+    """The text after the first of the openings that it has, and after one more character."""
     for opening in openings:
         _, found, rest = text.partition(opening)
         if found:
@@ -174,9 +173,9 @@ def _choice(prediction: str, example: Example) -> bool:
     if text in example.answers:
         return True
     text = re.sub(" +", " ", re.sub("[\n\"'.,?!{}]", " ", text))
-    said = _behind(text, ["answer is:", "answer:", "answer is", "option is"])
-    if said is not None:
-        return said.startswith(example.answers)
+    rest = _text_after(text, ["answer is:", "answer:", "answer is", "option is"])
+    if rest is not None:
+        return rest.startswith(example.answers)
     return next((word in example.answers for word in text.split() if word in "ABCD"), False)
 
 
@@ -186,8 +185,8 @@ def _code_debug(prediction: str, example: Example) -> bool:
     if text[:2] in (f"{example.answers[1]}.", f"{example.answers[1]}:"):
         return True
     text = re.sub(" +", " ", re.sub("[\n`'\"*-]|[Oo]ption", " ", text))
-    said = _behind(text, ["answer is:", "is:", "answer:"])
-    return said is not None and said.startswith(example.answers)
+    rest = _text_after(text, ["answer is:", "is:", "answer:"])
+    return rest is not None and rest.startswith(example.answers)
 
 
 def _code_run(prediction: str, answer: str) -> bool:
@@ -243,29 +242,29 @@ def _exam_options(answer: str) -> str:
 
 def _exam_choice(prediction: str, answer: str) -> float:
     """One option: the first A to D anywhere, if only in a word; "A" is taken for a guess where there is none."""
-    said = prediction if prediction in "ABCD" else (re.findall("[A-D]", prediction) or ["A"])[0]
-    return _exam(said, _exam_options(answer))
+    option = prediction if prediction in "ABCD" else (re.findall("[A-D]", prediction) or ["A"])[0]
+    return _exam(option, _exam_options(answer))
 
 
 def _exam_choices(prediction: str, answer: str) -> float:
     """Several options: the letters at the start; if fewer than two, also those before a space, dot or bracket."""
-    said = prediction
+    options = prediction
     if prediction not in "ABCD":
         rest = prediction.lstrip("ABCD")
-        said = prediction.removesuffix(rest)
-        if len(said) < 2:
-            said += "".join(re.findall(r"[A-D](?=[\s.)])", rest.split("Question")[0]))
-        said = "".join(sorted(set(said))) or "A"
-    return _exam(said, _exam_options(answer))
+        options = prediction.removesuffix(rest)
+        if len(options) < 2:
+            options += "".join(re.findall(r"[A-D](?=[\s.)])", rest.split("Question")[0]))
+        options = "".join(sorted(set(options))) or "A"
+    return _exam(options, _exam_options(answer))
 
 
 def _exam_math(prediction: str, answer: str) -> float:
     """The whole number behind "The answer is", or the last word of the first paragraph that has a digit."""
 
     def number(text: str) -> str:
-        said = re.search(r"The answer is (\S+)", text)
+        stated = re.search(r"The answer is (\S+)", text)
         numeric = [word for word in text.split("\n\n")[0].split(" ") if re.search(r"\d", word)] or [""]
-        return re.sub(r"\D", "", (said[1] if said else numeric[-1]).split(".")[0])
+        return re.sub(r"\D", "", (stated[1] if stated else numeric[-1]).split(".")[0])
 
     return _exam(number(prediction), number(answer))
 
@@ -279,19 +278,19 @@ def _exam_code(prediction: str, answer: str) -> float:
             text = text.replace(spaced, tight)
         return text
 
-    said = plain(prediction)
+    text = plain(prediction)
     for phrase in ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed"):
-        said = said.replace(phrase, "")
+        text = text.replace(phrase, "")
     count = len(answer.split()) + 3
-    _, found, behind = said.rpartition("the final output")
-    words = re.split(r"\s+", behind)
+    _, found, rest = text.rpartition("the final output")
+    words = re.split(r"\s+", rest)
     return _exam(" ".join(words[:count] if found else words[-count:]), plain(answer))
 
 
 def _exam_judge(prediction: str, answer: str) -> bool:
     """True or false by the document. L-Eval also asks what holds in the real world: that half is not long context."""
-    said = [verdict for word in prediction.lower().split() for verdict in ("true", "false") if verdict in word]
-    return said[:1] == [answer.lower().split("[fact:")[0].strip()]
+    verdicts = [verdict for word in prediction.lower().split() for verdict in ("true", "false") if verdict in word]
+    return verdicts[:1] == [answer.lower().split("[fact:")[0].strip()]
 
 
 _BY_ANSWER: dict[str, Callable[[str, str], float]] = {

@@ -2,9 +2,9 @@
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FORMATS = {".png": "png", ".svg": "svg"}
+_SUFFIXES = (".png", ".svg")
 _FULL = "full"
 
 # Paul Tol's "muted" palette, safe for the colour-blind, neighbours far apart; with seven markers 63 policies differ
@@ -26,8 +26,8 @@ COLOURS = ("#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#4
 _MARKERS = "osD^vPX"
 _APART = 0.035  # octaves between the intervals of two policies at one budget
 _SAME_LENGTH = 0.02  # share: neighbours in length that differ by less were meant to be of one length
-_MOST_TICKS = 6
-_MOST_COLUMNS = 4
+_MAX_TICKS = 6
+_MAX_COLUMNS = 4
 
 _STYLE = {
     "font.size": 9,
@@ -64,7 +64,7 @@ _RECALL = _Metric("recall3", "gold block among the first three, %", 100, "higher
 
 def check(path: Path) -> None:
     """Raises UsageError if `draw` could not write there, or draw at all: to be called before long measurements."""
-    if path.suffix.lower() not in _FORMATS:
+    if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"cannot draw to {path}: its suffix names no known format", "name a .png or .svg file")
     if not path.parent.is_dir():
         raise UsageError(f"cannot draw to {path}: {path.parent} is no folder")
@@ -96,59 +96,52 @@ def write(path: Path, make: "Callable[[], Figure]") -> None:
 
     with matplotlib.style.context(["default", _STYLE]):  # whatever the user's own defaults
         figure = make()
-        data = BytesIO()
-        kind = _FORMATS[path.suffix.lower()]
-        figure.savefig(data, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    try:
-        path.write_bytes(data.getvalue())
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _first(rows: Iterable[Measured], metrics: Iterable[_Metric]) -> _Metric | None:
     """The first of which any setting has a finite mean."""
-    sums: dict[tuple[str, int, str], float] = {}
+    sums: dict[tuple[str, int, str], float] = defaultdict(float)
     for row in rows:
         for name, value in row.values.items():
-            key = row.policy, row.budget, name
-            sums[key] = sums.get(key, 0.0) + value
+            sums[row.policy, row.budget, name] += value
     found = {name for (_, _, name), total in sums.items() if math.isfinite(total)}
     return next((metric for metric in metrics if metric.name in found), None)
 
 
 def new_figure(width: float, height: float) -> "Figure":
     """Inches. No pyplot: nothing outlives the call."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _lines(rows: Sequence[Measured], metric: _Metric) -> "Figure":
-    level: dict[str, Estimate] = {}
-    by_policy: dict[str, dict[int, Estimate]] = {}
-    drawn = [replace(row, values={metric.name: row.values[metric.name]}) for row in rows if metric.name in row.values]
-    for summary in summaries(drawn):
+    levels: dict[str, dict[int, Estimate]] = {}
+    curves: dict[str, dict[int, Estimate]] = {}
+    known = [replace(row, values={metric.name: row.values[metric.name]}) for row in rows if metric.name in row.values]
+    for summary in summaries(known):
         estimate = summary.metrics[metric.name]
         if not math.isfinite(estimate.mean):
             continue
         if summary.policy == _FULL or summary.budget <= 0:
-            level.setdefault(summary.policy, estimate)
+            levels.setdefault(summary.policy, {0: estimate})
         else:
-            by_policy.setdefault(summary.policy, {})[summary.budget] = estimate
+            curves.setdefault(summary.policy, {})[summary.budget] = estimate
 
     figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
-    for place, (policy, estimates) in enumerate(by_policy.items()):
-        shift = 2 ** (_APART * (place - (len(by_policy) - 1) / 2))
+    for place, (policy, estimates) in enumerate(curves.items()):
+        shift = 2 ** (_APART * (place - (len(curves) - 1) / 2))
         _line(axes, policy, dict(sorted(estimates.items())), shift, place, metric.times)
-    for policy, estimate in level.items():
+    for policy, estimates in levels.items():
         grey = "black" if policy == _FULL else "#767676"
-        axes.axhline(estimate.mean * metric.times, color=grey, linestyle="--", linewidth=1.1, label=policy)
+        axes.axhline(estimates[0].mean * metric.times, color=grey, linestyle="--", linewidth=1.1, label=policy)
 
-    budgets = sorted({budget for estimates in by_policy.values() for budget in estimates})
+    budgets = sorted({budget for estimates in curves.values() for budget in estimates})
     axes.set_xscale("log", base=2)
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.minorticks_off()
@@ -157,13 +150,12 @@ def _lines(rows: Sequence[Measured], metric: _Metric) -> "Figure":
     axes.set_xlabel("tokens attended per layer")
     axes.set_ylabel(f"{metric.label} ({metric.better} is better)")
     axes.grid(axis="y")
-    counts = {estimate.n for estimates in by_policy.values() for estimate in estimates.values()}
-    counts |= {estimate.n for estimate in level.values()}
-    least, most = min(counts), max(counts)
-    asked = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-    axes.set_title(f"{asked} question{'' if most == 1 else 's'}, 95 % intervals")
-    last = {policy: estimates[max(estimates)].mean for policy, estimates in by_policy.items()}
-    last |= {policy: estimate.mean for policy, estimate in level.items()}
+    drawn = [*curves.items(), *levels.items()]
+    counts = {estimate.n for _, estimates in drawn for estimate in estimates.values()}
+    low, high = min(counts), max(counts)
+    asked = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    axes.set_title(f"{asked} question{'' if high == 1 else 's'}, 95 % intervals")
+    last = {policy: estimates[max(estimates)].mean for policy, estimates in drawn}
     handles, labels = axes.get_legend_handles_labels()
     shown = sorted(zip(handles, labels, strict=True), key=lambda pair: -last[pair[1]])  # as the lines end, from the top
     figure.legend(*zip(*shown, strict=True), loc="outside right upper")
@@ -192,12 +184,14 @@ def _heat_maps(rows: Sequence[Measured], metric: _Metric) -> "Figure":
         if metric.name in row.values:
             cells.setdefault((lengths[row.tokens], _percent(row)), []).append(row.values[metric.name] * metric.times)
     grids = {
-        setting: np.array([[_mean(cells.get((length, depth), ())) for length in across] for depth in down])
+        setting: np.array(
+            [[statistics.fmean(cells.get((length, depth), [math.nan])) for length in across] for depth in down]
+        )
         for setting, cells in values.items()
     }
 
     policies, budgets = (list(dict.fromkeys(setting[i] for setting in grids)) for i in (0, 1))
-    columns = len(budgets) if len(budgets) > 1 else min(_MOST_COLUMNS, len(policies))
+    columns = len(budgets) if len(budgets) > 1 else min(_MAX_COLUMNS, len(policies))
     order = [(policy, budget) for policy in policies for budget in budgets]
     lines = math.ceil(len(order) / columns)
     figure = new_figure(1.4 + 1.9 * columns, 0.7 + 1.5 * lines)
@@ -241,15 +235,11 @@ def _percent(row: Measured) -> int:
     return round(100 * (row.depth or 0))
 
 
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
-
-
 def _thousands(length: int) -> str:
     return f"{length / 1000:.1f}K" if length < 10_000 else f"{length / 1000:.0f}K"
 
 
 def _ticks(labels: Sequence[str]) -> tuple[list[float], list[str]]:
     """Places amid the cells, and labels, not too many of them."""
-    step = math.ceil(len(labels) / _MOST_TICKS)
+    step = math.ceil(len(labels) / _MAX_TICKS)
     return [place + 0.5 for place in range(0, len(labels), step)], list(labels[::step])

@@ -36,12 +36,12 @@ def document_name(example: Example) -> str:
     return example.document or document_of(example.context).name
 
 
-def fidelity(
-    loaded: LoadedModel, session: Session, place: int, example: Example, settings: Sequence[Setting]
+def measure_fidelity(
+    loaded: LoadedModel, session: Session, doc_index: int, example: Example, settings: Sequence[Setting]
 ) -> Iterator[Measured]:
     """How a question's gold answer fares under every setting, beside `full`, if that is among them and comes first.
 
-    place: which of the session's documents the question is about.
+    doc_index: which of the session's documents the question is about.
     """
     gold = _gold_tokens(loaded.tokenizer, example)
     encoded = _encoded(loaded, example)
@@ -54,17 +54,17 @@ def fidelity(
             if setting[0] == REFERENCE:
                 reference = log_p
             values = likelihood(log_p, gold, reference) if len(gold) else {}
-            values |= _seen(run, session.context, place, example, setting)
+            values |= _recall(run, session.context, doc_index, example) | _cost(run, session.context)
             run.close()
-            yield measured(example, session.context, setting, values)
+            yield make_row(example, session.context, setting, values)
 
 
-def answers(
+def measure_answers(
     loaded: LoadedModel, session: Session, asked: Sequence[tuple[int, Example]], settings: Sequence[Setting]
 ) -> Iterator[Measured]:
-    """What is answered to questions of one length of answer, under every setting. asked: the place of each question's
-    document, as for `fidelity`, and the question; they go through the model together."""
-    wanted = [(place, example, setting) for place, example in asked for setting in settings]
+    """What is answered to questions of one length of answer, under every setting. asked: the index of each question's
+    document, as for `measure_fidelity`, and the question; they go through the model together."""
+    wanted = [(doc_index, example, setting) for doc_index, example in asked for setting in settings]
     sampling = Sampling(max_tokens=asked[0][1].max_tokens)
     for start in range(0, len(wanted), TOGETHER):
         together = wanted[start : start + TOGETHER]
@@ -73,31 +73,27 @@ def answers(
             sampling.max_tokens,
         )
         decoded = decode_all(runs, session.step, loaded.model, loaded.tokenizer, sampling)
-        for (place, example, setting), run, answer in zip(together, runs, decoded, strict=True):
+        for (doc_index, example, setting), run, answer in zip(together, runs, decoded, strict=True):
             coverage = run.coverage
             trusted = trust(answer, run.ranking, coverage)
-            values = judged(example, answer.text, trusted.answered)
+            values = judge(example, answer.text, trusted.answered)
             values |= {"likelihood": answer.likelihood, "least": answer.least, "strength": strength(run.ranking)}
             values |= {} if coverage is None else {"coverage": coverage}
             # How far confidence is from being right, squared (Brier 1950).
             values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
-            values |= _seen(run, session.context, place, example, setting)
+            values |= _recall(run, session.context, doc_index, example) | _cost(run, session.context)
             run.close()
-            yield measured(example, session.context, setting, values, answer.text)
+            yield make_row(example, session.context, setting, values, answer.text)
 
 
 def _encoded(loaded: LoadedModel, example: Example) -> EncodedQuestion:
     return encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix)
 
 
-def _seen(run: Run, context: Context, place: int, example: Example, setting: Setting) -> dict[str, float]:
-    blocks = gold_blocks(context, place, example)
-    return {**_found(run, context, place, example, blocks), **_attended(run, context, setting[0])}
-
-
-def measured(
+def make_row(
     example: Example, context: Context, setting: Setting, values: dict[str, float], answer: str = ""
 ) -> Measured:
+    """What a question measures under a setting, as the results keep it."""
     return Measured(
         example=example.id,
         task=example.task,
@@ -111,7 +107,7 @@ def measured(
     )
 
 
-def judged(example: Example, answer: str, answered: bool) -> dict[str, float]:
+def judge(example: Example, answer: str, answered: bool) -> dict[str, float]:
     """The benchmark's own score of an answer, for a short one both of the usual scores, and whether it declines."""
     if not example.answers:
         return {"declined_rightly": float(not answered)}
@@ -133,9 +129,9 @@ def likelihood(log_p: Tensor, gold: Tensor, reference: Tensor | None) -> dict[st
     return values
 
 
-def gold_blocks(context: Context, place: int, example: Example) -> list[set[int]]:
+def gold_blocks(context: Context, doc_index: int, example: Example) -> list[set[int]]:
     """The blocks in which each of the example's spans stands."""
-    reader, origin = context.documents[place].reader, context.firsts[place]
+    reader, origin = context.documents[doc_index].reader, context.firsts[doc_index]
     starts, first = reader.tokens()["char_start"].long(), reader.manifest.document_start
     size = reader.manifest.geometry.block_size
     found = []
@@ -153,22 +149,22 @@ def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
     return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
 
 
-def _found(run: Run, context: Context, place: int, example: Example, gold: list[set[int]]) -> dict[str, float]:
+def _recall(run: Run, context: Context, doc_index: int, example: Example) -> dict[str, float]:
     """Whether the best 1, 3 and 5 blocks touch a gold span, or, where all are wanted, their share; whether the right
     page is cited."""
     values: dict[str, float] = {}
-    order = run.ranking.argsort(descending=True).tolist()
+    gold, order = gold_blocks(context, doc_index, example), run.ranking.argsort(descending=True).tolist()
     for count in (1, 3, 5) if gold else ():
-        touched = [not blocks.isdisjoint(order[:count]) for blocks in gold]
-        values[f"recall{count}"] = sum(touched) / len(gold) if example.metric in _ALL_ANSWERS else float(any(touched))
+        hits = [not blocks.isdisjoint(order[:count]) for blocks in gold]
+        values[f"recall{count}"] = sum(hits) / len(gold) if example.metric in _ALL_ANSWERS else float(any(hits))
     if example.pages:
-        ours = context.documents[place]
+        ours = context.documents[doc_index]
         pages = [source.document is ours and source.passage.page in example.pages for source in run.sources]
         values |= {"page1": float(any(pages[:1])), "page3": float(any(pages[:3]))}
     return values
 
 
-def _attended(run: Run, context: Context, policy: str) -> dict[str, float]:
+def _cost(run: Run, context: Context) -> dict[str, float]:
     """The fewest and the most retrieved blocks of a layer, tokens attended per layer, and bytes kept in memory."""
     blocks, tokens = [len(ids) for ids in run.blocks_of_layers], run.attended_tokens
     values = {

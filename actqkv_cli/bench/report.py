@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from actqkv_cli.bench.paired import LEVEL, Difference, Estimate, Setting, Summary
@@ -58,16 +58,19 @@ _COLUMNS = (
 def table(summaries: Sequence[Summary], differences: Sequence[Difference] = ()) -> str:
     """Lines of equal width, whatever the terminal's; a setting a line, in the order given, with a column for each
     metric that occurs and for each paired difference. A half width is that of the interval's wider side."""
-    rows = _cells(summaries, differences)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "".join(
+    return "".join(line + "\n" for line in aligned(_cells(summaries, differences)))
+
+
+def aligned(rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """A line for each row, all equally long: the first `words` columns begin at one place, the others end at one."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
         "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)  # the policy, then numbers
+            cell.ljust(width) if place < words else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        + "\n"
         for row in rows
-    )
+    ]
 
 
 def markdown(summaries: Sequence[Summary], differences: Sequence[Difference] = ()) -> str:
@@ -82,12 +85,7 @@ def as_json(summaries: Sequence[Summary], differences: Sequence[Difference] = ()
     return {
         "interval": {"level": LEVEL, "method": "percentile bootstrap, resampled by question"},
         "settings": [
-            {
-                "policy": summary.policy,
-                "budget": summary.budget,
-                "questions": summary.questions,
-                "metrics": {metric: _numbers(estimate) for metric, estimate in summary.metrics.items()},
-            }
+            {**vars(summary), "metrics": {metric: _numbers(estimate) for metric, estimate in summary.metrics.items()}}
             for summary in summaries
         ],
         "differences": [
@@ -103,9 +101,8 @@ def as_json(summaries: Sequence[Summary], differences: Sequence[Difference] = ()
     }
 
 
-def _numbers(estimate: Estimate) -> dict[str, float | int | None]:
-    mean = estimate.mean if math.isfinite(estimate.mean) else None
-    return {"mean": mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+def _numbers(estimate: Estimate) -> dict[str, Any]:
+    return asdict(estimate) if math.isfinite(estimate.mean) else {**asdict(estimate), "mean": None}
 
 
 def _cells(summaries: Sequence[Summary], differences: Sequence[Difference]) -> list[list[str]]:

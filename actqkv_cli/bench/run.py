@@ -10,7 +10,15 @@ from actqkv_cli import __version__
 from actqkv_cli.bench import results, yardsticks
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Measured, Setting
-from actqkv_cli.bench.quality import TOGETHER, answers, document_name, document_of, fidelity, judged, measured
+from actqkv_cli.bench.quality import (
+    TOGETHER,
+    document_name,
+    document_of,
+    judge,
+    make_row,
+    measure_answers,
+    measure_fidelity,
+)
 from actqkv_cli.engine.confidence import declines
 from actqkv_cli.engine.context import context_of
 from actqkv_cli.engine.document import OpenDocument
@@ -57,50 +65,50 @@ def measure_all(
     groups: dict[tuple[str, str], list[Example]] = {}
     for example in examples:
         groups.setdefault((example.document, example.context), []).append(example)
-    places = list(groups)
-    most = max(budget for _, budget in plan) or None
+    max_budget = max(budget for _, budget in plan) or None
     policies = [setting for setting in plan if setting[0] not in yardsticks.YARDSTICKS]
-    number = 0
-    for asked in [places] if together else [[place] for place in places]:
-        left = [
-            (place, example) for place, key in enumerate(asked) for example in groups[key] if _key(example) not in done
-        ]
-        number += sum(len(groups[key]) for key in asked) - len(left)
-        if not left:
+    num_done = 0
+    for keys in [list(groups)] if together else [[key] for key in groups]:
+        asked = [(doc_index, example) for doc_index, key in enumerate(keys) for example in groups[key]]
+        remaining = [(doc_index, example) for doc_index, example in asked if _key(example) not in done]
+        num_done += len(asked) - len(remaining)
+        if not remaining:
             continue
         with contextlib.ExitStack() as stack:
             documents = []
-            for name, context in asked:
-                one = (
-                    _library_document(loaded, home, name)
-                    if name
-                    else _scratch_document(loaded, folder / "library", context, how, cache, progress)
-                )
-                documents.append(OpenDocument(stack.enter_context(one), loaded.device))
+            for name, context in keys:
+                if name:
+                    opened = _library_document(loaded, home, name)
+                else:
+                    opened = _scratch_document(loaded, folder / "library", context, how, cache, progress)
+                documents.append(OpenDocument(stack.enter_context(opened), loaded.device))
             side_by_side = context_of(documents, loaded.model)
-            for batch in _batches(left, len(policies) if generate else TOGETHER):
-                with session_over(loaded.model, side_by_side, most) as session:
+            for batch in _batches(remaining, len(policies) if generate else TOGETHER):
+                with session_over(loaded.model, side_by_side, max_budget) as session:
                     if generate:
-                        found = list(answers(loaded, session, batch, policies))
+                        found = list(measure_answers(loaded, session, batch, policies))
                     else:
                         found = [
                             row
-                            for place, example in batch
-                            for row in fidelity(loaded, session, place, example, policies)
+                            for doc_index, example in batch
+                            for row in measure_fidelity(loaded, session, doc_index, example, policies)
                         ]
                     texts = [
-                        (example, yardsticks.texts(session, loaded.tokenizer, place, example, _settings(example, plan)))
-                        for place, example in batch
+                        (
+                            example,
+                            yardsticks.texts(session, loaded.tokenizer, doc_index, example, _settings(example, plan)),
+                        )
+                        for doc_index, example in batch
                     ]
                 for example, given in texts:
                     for setting, text in given.items():  # out of the session the model is stock
                         answer = yardsticks.stock_answer(loaded, text, example)
-                        values = judged(example, answer, not declines(answer))
-                        found.append(measured(example, side_by_side, setting, values, answer))
+                        values = judge(example, answer, not declines(answer))
+                        found.append(make_row(example, side_by_side, setting, values, answer))
                 results.append(folder, found)
                 rows += found
-                number += len(batch)
-                progress("asking/questions", number, len(examples))
+                num_done += len(batch)
+                progress("asking/questions", num_done, len(examples))
     return rows
 
 
@@ -135,10 +143,9 @@ def _scratch_document(
 ) -> Iterator[DocumentReader]:
     """A context, read with all that the compared methods need, and removed when its questions are answered."""
     document = document_of(context)
-    known = [entry for entry in list_entries(library) if entry.manifest and entry.name == document.name]
+    known = [entry.folder for entry in list_entries(library) if entry.manifest and entry.name == document.name]
     how = how.model_copy(update={"baselines": True})
-    store = known[0].folder if known else None
-    store = store or library / ingest(document, loaded, library, cache, how, None, progress).manifest.id
+    store = known[0] if known else library / ingest(document, loaded, library, cache, how, None, progress).manifest.id
     with DocumentReader(store) as reader:
         yield reader
     for entry in list_entries(library):

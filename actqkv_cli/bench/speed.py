@@ -7,7 +7,7 @@ that what else the machine does falls on all of them alike.
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from actqkv_cli.store.reader import DocumentReader
 STOCK, FULL = "stock", "full"
 FRESH, RESIDENT = "fresh", "resident"
 COLD, WARM = "cold", "warm"
-_QUOTED = 6  # words of the document in a question
+_QUOTED_WORDS = 6  # of the document, in a question
+
+Record = dict[str, Any]  # as it becomes JSON
 
 
 @dataclass(frozen=True)
@@ -43,34 +45,29 @@ class Measurement:
     max_tokens: int
     budget: int
 
-    @property
-    def files(self) -> list[Path]:
-        """The document's."""
-        return [path for path in self.entry.folder.iterdir() if path.is_file()]
-
 
 def questions(text: str, number: int) -> list[str]:
     """Each about other words of the document, evenly spread through it."""
     words = text.split()
     starts = [int((place + 0.5) / number * len(words)) for place in range(number)]
-    return [f"What is said about “{' '.join(words[start : start + _QUOTED])}”?" for start in starts]
+    return [f"What is said about “{' '.join(words[start : start + _QUOTED_WORDS])}”?" for start in starts]
 
 
-def read_into(home: Path, file: Path, model: Path, device: Any, dtype: str, budget: int) -> dict[str, Any]:
-    """Ingest a file into the library `home`, as a user does: what the command tells of it, with wall and peaks.
+def read_into(home: Path, file: Path, model: Path, device: Any, dtype: str, budget: int) -> Record:
+    """Ingest a file into the library `home`, as a user does: what the command reports of it, with wall and peaks.
 
-    Raises ActqkvError with its words if it fails.
+    Raises ActqkvError with the command's own message if it fails.
     """
     words = [str(file), "--home", str(home), "--model", str(model), "--device", str(device), "--dtype", dtype]
     words += ["--budget", str(budget), "--offline", "--quiet", "--json"]
     seen = watch(actqkv("ingest", *words), os.environ, device_memory(device))
-    return {**seen.done["documents"][0], **_outside(seen)}
+    return {**seen.result["documents"][0], **seen.figures()}
 
 
-def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
+def measure(wanted: Measurement, progress: Progress) -> Record:
     """The record of a run: machine, document, every single ask, decoding, reading, floors, and what was left out.
 
-    Raises ActqkvError with the words of a command that failed; what only the stock model cannot do is left out.
+    Raises ActqkvError with the message of a command that failed; what only the stock model cannot do is left out.
     """
     manifest = wanted.entry.manifest
     assert manifest is not None  # `find` returns whole documents
@@ -82,18 +79,21 @@ def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
         device=str(wanted.device), question=asked[0], policy=wanted.policy, max_tokens=wanted.max_tokens,
         budget=wanted.budget, rounds=wanted.rounds, full_tokens=min(wanted.full_tokens, manifest.tokens),
     )  # fmt: skip
-    used = device_memory(wanted.device)
     left_out: list[str] = []
-    progress("measuring/parts", 0, wanted.rounds + 2)
+    asks: list[Record] = []
+    parts = wanted.rounds + 2
+    progress("measuring/parts", 0, parts)
     with _worker(wanted, asked[0], left_out) as worker:
-        asks = []
         for number in range(wanted.rounds):
-            asks += _round(wanted, job, number, asked[1 + 2 * number :], worker, used, left_out)
-            progress("measuring/parts", number + 1, wanted.rounds + 2)
-    decode = watch(job.command("decode"), os.environ, used).done
-    progress("measuring/parts", wanted.rounds + 1, wanted.rounds + 2)
-    inside = watch(job.command("read"), os.environ, used).done
-    progress("measuring/parts", wanted.rounds + 2, wanted.rounds + 2)
+            pair = asked[1 + 2 * number : 3 + 2 * number]
+            for state, question in zip((COLD, WARM), pair, strict=True):
+                for method, process, figures in _ask_every_way(wanted, job, state, question, worker, left_out):
+                    asks.append({"method": method, "process": process, "state": state, "round": number, **figures})
+            progress("measuring/parts", number + 1, parts)
+    decode = watch(job.command("decode"), os.environ).result
+    progress("measuring/parts", parts - 1, parts)
+    inside = watch(job.command("read"), os.environ).result
+    progress("measuring/parts", parts, parts)
     shape, cache = Shape(**inside["shape"]), sum(segment.bytes for segment in manifest.segments)
     return {
         "machine": inside["machine"],
@@ -106,17 +106,12 @@ def measure(wanted: Measurement, progress: Progress) -> dict[str, Any]:
         "read": inside["read"],
         "floors": floors(shape, inside["compute"], inside["disk"], manifest.tokens, cache, inside["read"]),
         "beyond_window": manifest.tokens > shape.window,
-        "left_out": sorted(set(left_out), key=left_out.index),
+        "left_out": list(dict.fromkeys(left_out)),
     }
 
 
 def floors(
-    shape: Shape,
-    compute: Mapping[str, float],
-    disk: Mapping[str, Any],
-    tokens: int,
-    cache: int,
-    read: Mapping[str, Any],
+    shape: Shape, compute: Record, disk: Record, tokens: int, cache: int, read: Record
 ) -> dict[str, float | None]:
     """What the machine's own rates allow at best, in seconds: to re-read all `tokens`, to load the `cache` bytes; and
     in tokens/s: to read in windows with history and as a whole. See `Compute.floor`."""
@@ -141,100 +136,79 @@ class _Worker:
 
     def changed(self) -> bool:
         """Whether it is another one than at the last call, or none."""
-        status = watch(actqkv("worker", "status", "--json"), self.env, lambda: 0).done
+        status = watch(actqkv("worker", "status", "--json"), self.env).result
         before, self.pid = self.pid, status["pid"] if status["running"] else 0
         return self.pid != before
 
 
-def _round(
-    wanted: Measurement, job: Spec, number: int, asked: list[str], worker: _Worker,
-    used: Callable[[], int], left_out: list[str],
-) -> list[dict[str, Any]]:  # fmt: skip
-    rows = []
-    weights = [path for path in wanted.model.iterdir() if path.is_file()]
-    fresh_env = {**os.environ, "ACTQKV_KEEP_ALIVE": "0"}
-    for state, question in zip((COLD, WARM), asked, strict=False):
-
-        def row(method: str, process: str, found: dict[str, Any], state: str = state) -> None:
-            rows.append({"method": method, "process": process, "state": state, "round": number, **found})
-
-        def prepare(files: list[Path], state: str = state) -> str:
-            if state == COLD:
-                return drop_cached(files)
-            fill_cached(files)
-            return "filled"
-
-        if not prepare(wanted.files):
-            left_out.append("cold: this system does not let go of cached files")
-            continue
-        stock, why = _stock(wanted, replace(job, question=question, again=state == WARM), prepare, weights, used)
-        left_out += [why] if why else []
-        for process, found in stock.items():
-            row(STOCK, process, found)
-        for policy in dict.fromkeys((FULL, wanted.policy)):
-            command = _ask(wanted, policy, question)
-            how = prepare([*wanted.files, *weights])
-            row(policy, FRESH, {"cache": how, **_asked(watch(command, fresh_env, used))})
-            while worker.pid:
-                how = prepare(wanted.files)
-                found = _asked(watch(command, worker.env, used, worker.pid))
-                if not worker.changed():  # one that is replaced has loaded everything anew
-                    row(policy, RESIDENT, {"cache": how, **found})
-                    break
-    return rows
+def _ask_every_way(
+    wanted: Measurement, job: Spec, state: str, question: str, worker: _Worker, left_out: list[str]
+) -> Iterator[tuple[str, str, Record]]:
+    """One question to every method, with the page cache in that state: (method, process, figures) of each."""
+    if not _prepare(state, _files(wanted.entry.folder)):
+        left_out.append("cold: this system does not let go of cached files")
+        return
+    yield from _ask_stock(wanted, replace(job, question=question, again=state == WARM), state, left_out)
+    used, fresh_env = device_memory(wanted.device), {**os.environ, "ACTQKV_KEEP_ALIVE": "0"}
+    for policy in dict.fromkeys((FULL, wanted.policy)):
+        command = _ask_command(wanted, policy, question)
+        how = _prepare(state, [*_files(wanted.entry.folder), *_files(wanted.model)])
+        yield policy, FRESH, {"cache": how, **_figures(watch(command, fresh_env, used))}
+        while worker.pid:
+            how = _prepare(state, _files(wanted.entry.folder))
+            figures = _figures(watch(command, worker.env, used, worker.pid))
+            if not worker.changed():  # one that is replaced has loaded everything anew
+                yield policy, RESIDENT, {"cache": how, **figures}
+                break
 
 
-def _stock(
-    wanted: Measurement,
-    job: Spec,
-    prepare: Callable[[list[Path]], str],
-    weights: list[Path],
-    used: Callable[[], int],
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """The stock model's figures, by process, or why there are none."""
+def _ask_stock(wanted: Measurement, job: Spec, state: str, left_out: list[str]) -> Iterator[tuple[str, str, Record]]:
     tokens = wanted.entry.manifest.tokens if wanted.entry.manifest else 0
     if tokens > wanted.stock_tokens:
-        return {}, f"stock: {tokens:,} tokens are more than --stock-tokens {wanted.stock_tokens:,}"
-    how = prepare(weights)
+        left_out.append(f"stock: {tokens:,} tokens are more than --stock-tokens {wanted.stock_tokens:,}")
+        return
+    how = _prepare(state, _files(wanted.model))
     try:
-        seen = watch(job.command("stock"), os.environ, used)
+        seen = watch(job.command("stock"), os.environ, device_memory(wanted.device))
     except ActqkvError as error:
-        return {}, f"stock: {error.message}"
-    found = {}
-    for process, run in zip((FRESH, RESIDENT), seen.done["runs"], strict=False):
+        left_out.append(f"stock: {error.message}")
+        return
+    for process, run in zip((FRESH, RESIDENT), seen.result["runs"], strict=False):
         timings = run["timings"]
         first = seen.first if process == FRESH and seen.first else timings["first_token"]
         wall = first + timings["total"] - timings["first_token"]
-        found[process] = {"cache": how, **run, "bytes_read": 0, **_outside(seen), "first": first, "wall": wall}
-    return found, ""
+        yield STOCK, process, {"cache": how, **run, "bytes_read": 0, **seen.figures(), "first": first, "wall": wall}
 
 
-def _ask(wanted: Measurement, policy: str, question: str) -> list[str]:
+def _prepare(state: str, files: list[Path]) -> str:
+    """Take files out of the page cache, or into it. Returns how, "" if it cannot be done."""
+    if state == COLD:
+        return drop_cached(files)
+    fill_cached(files)
+    return "filled"
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def _ask_command(wanted: Measurement, policy: str, question: str) -> list[str]:
     words = ["--doc", wanted.entry.id, "--home", str(wanted.home), "--policy", policy, "--device", str(wanted.device)]
     # By its folder: what a document remembers of its model may be a name that would be looked up on the network.
     words += ["--max-tokens", str(wanted.max_tokens), "--model", str(wanted.model), "--offline", "--jsonl"]
     return actqkv("ask", *words, question)
 
 
-def _asked(seen: Watched) -> dict[str, Any]:
-    timings, usage = seen.done["timings"], seen.done["usage"]
+def _figures(seen: Watched) -> Record:
+    """Of one `ask`."""
+    timings, usage = seen.result["timings"], seen.result["usage"]
     after = timings["total"] - timings["first_token"]
     return {
         "timings": timings,
         "answer_tokens": usage["answer_tokens"],
         "tokens_per_second": (usage["answer_tokens"] - 1) / after if usage["answer_tokens"] > 1 else None,
         "bytes_read": sum(usage["bytes_read"].values()),
-        **_outside(seen),
-    }
-
-
-def _outside(seen: Watched) -> dict[str, Any]:
-    return {
-        "first": seen.first,
-        "wall": seen.wall,
-        "from_disk": seen.from_disk,
-        "peak_host_bytes": seen.peak_host,
-        "peak_device_bytes": seen.peak_device,
+        **seen.figures(),
     }
 
 
@@ -244,9 +218,9 @@ def _worker(wanted: Measurement, question: str, left_out: list[str]) -> Iterator
     with tempfile.TemporaryDirectory(prefix="actqkv-") as runtime:
         worker = _Worker({**os.environ, "XDG_RUNTIME_DIR": runtime, "ACTQKV_KEEP_ALIVE": "1h"})
         try:
-            watch(_ask(wanted, wanted.policy, question), worker.env, lambda: 0)
+            watch(_ask_command(wanted, wanted.policy, question), worker.env)
             if not worker.changed():
                 left_out.append("resident: there is no worker on this system")
             yield worker
         finally:
-            watch(actqkv("worker", "stop"), worker.env, lambda: 0)
+            watch(actqkv("worker", "stop"), worker.env)

@@ -37,6 +37,7 @@ class Spec:
     again: bool = False
 
     def command(self, part: str) -> list[str]:
+        """The command line of a process that measures a part, "stock", "decode" or "read"."""
         return [sys.executable, "-m", "actqkv_cli.bench.speed_inside", part, json.dumps(asdict(self))]
 
 
@@ -65,7 +66,7 @@ class _Clock:
 def stock(job: Spec) -> dict[str, Any]:
     """The unmodified model, which reads document and question for every answer: once with all that a new process
     does, and once more where `again`."""
-    loaded, seconds = _loaded(job)
+    loaded, seconds = _load(job)
     from actqkv_cli.model.prompt import encode_question
 
     question = encode_question(loaded.tokenizer, job.question).ids
@@ -94,11 +95,12 @@ def decode(job: Spec) -> dict[str, Any]:
     tokens as the budget, in turn."""
     import torch
 
+    from actqkv_cli.bench.decode import time_steps
     from actqkv_cli.engine.session import open_session
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.store.reader import DocumentReader
 
-    loaded, _ = _loaded(job)
+    loaded, _ = _load(job)
     context = _document_ids(job)[: job.budget].long()
     question = encode_question(loaded.tokenizer, job.question)
 
@@ -109,11 +111,7 @@ def decode(job: Spec) -> dict[str, Any]:
         ):
             run = session.start(question, job.policy, max_tokens=tokens + 1)
             run.step(int(run.logits.argmax()))  # on a GPU it records the step; the stock rate is without the first too
-            began = time.perf_counter()
-            for _ in range(tokens):
-                run.step(int(run.logits.argmax()))
-            int(run.logits.argmax())  # so that a device has done it
-            return tokens / (time.perf_counter() - began)
+            return 1 / time_steps(run, tokens)
 
     ours(2)  # warm up
     _generate(loaded, context, 2)
@@ -142,7 +140,7 @@ def read(job: Spec) -> dict[str, Any]:
     from actqkv_cli.store.library import scratch
     from actqkv_cli.store.manifest import load_manifest
 
-    loaded, _ = _loaded(job)
+    loaded, _ = _load(job)
     home = Path(job.document).parent
     window = load_manifest(Path(job.document)).reading.window
     shape = Shape.of(loaded.model.config.to_dict())
@@ -158,7 +156,7 @@ def read(job: Spec) -> dict[str, Any]:
     }
 
 
-def _loaded(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
+def _load(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 

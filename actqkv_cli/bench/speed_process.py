@@ -8,27 +8,31 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import ActqkvError
 
-_EVERY = 0.02  # seconds between two looks at a process
+_SAMPLE_SECONDS = 0.02  # seconds between two looks at a process
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A process that has ended. wall, first: seconds from its start to its end, and to the arrival of its first event
-    of type "token" (None: there was none); done: the last event; peak_host, peak_device, from_disk: bytes, None where
-    the system does not tell."""
+    """A process that has ended. result: its last event; first, wall: seconds from its start to the arrival of its first
+    event of type "token" (None: there was none), and to its end; the rest: bytes, None where the system does not
+    tell."""
 
-    wall: float
+    result: dict[str, Any]
     first: float | None
-    done: dict[str, Any]
-    peak_host: int | None
-    peak_device: int | None
+    wall: float
     from_disk: int | None
+    peak_host_bytes: int | None
+    peak_device_bytes: int | None
+
+    def figures(self) -> dict[str, Any]:
+        """All but the result."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "result"}
 
 
 def actqkv(*words: str) -> list[str]:
@@ -36,15 +40,19 @@ def actqkv(*words: str) -> list[str]:
     return [sys.executable, "-m", "actqkv_cli", *words]
 
 
-def watch(command: Sequence[str], env: Mapping[str, str], device_used: Callable[[], int], pid: int = 0) -> Watched:
+def watch(
+    command: Sequence[str], env: Mapping[str, str], device_used: Callable[[], int] = lambda: 0, pid: int = 0
+) -> Watched:
     """Run a command that prints JSON events, a line each, or one JSON object.
 
     pid: of the process to look at where it is not the command's own; device_used: see `device_memory`. Raises
     ActqkvError with the command's own message and exit code, else its last line of complaint, if it fails.
     """
-    before = _from_disk(pid) or 0 if pid else 0
+    before = 0
     if pid:
-        _forget_peak(pid)
+        before = _from_disk(pid) or 0
+        with contextlib.suppress(OSError):  # its peak begins anew
+            Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
     used, first, lines = device_used(), None, list[str]()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
         began = time.perf_counter()
@@ -53,8 +61,8 @@ def watch(command: Sequence[str], env: Mapping[str, str], device_used: Callable[
                 command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
                 text=True, encoding="utf-8",
             ) as process,
-            _stopped(process),
-            _looking(pid or process.pid, device_used) as seen,
+            _terminated(process),
+            _sampling(pid or process.pid, device_used) as peaks,
         ):  # fmt: skip
             assert process.stdout is not None
             for line in process.stdout:
@@ -64,16 +72,15 @@ def watch(command: Sequence[str], env: Mapping[str, str], device_used: Callable[
             process.wait()
         wall = time.perf_counter() - began
         complaints.seek(0)
-        told = complaints.read().strip().splitlines()
-    done = _last_object(lines)
+        complaint = complaints.read().strip().splitlines()[-1:] or [f"a process ended with {process.returncode}"]
+    result = _last_object(lines)
     if process.returncode:
-        error = done.get("error") or done
-        complaint = told[-1] if told else f"a process ended with {process.returncode}"
-        failure = ActqkvError(error.get("message") or complaint, error.get("hint") or "")
+        error = result.get("error") or result
+        failure = ActqkvError(error.get("message") or complaint[0], error.get("hint") or "")
         failure.exit_code, failure.kind = error.get("exit_code", 1), error.get("kind", failure.kind)
         raise failure
-    from_disk = None if seen.from_disk is None else seen.from_disk - before
-    return Watched(wall, first, done, seen.host, seen.device - used if seen.device else None, from_disk)
+    from_disk = None if peaks.from_disk is None else peaks.from_disk - before
+    return Watched(result, first, wall, from_disk, peaks.host, peaks.device - used if peaks.device else None)
 
 
 def device_memory(device: Any) -> Callable[[], int]:
@@ -99,68 +106,57 @@ def _last_object(lines: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass
-class _Seen:
+class _Peaks:
+    """Bytes."""
+
     host: int | None = None
     device: int = 0
     from_disk: int | None = None
 
 
 @contextlib.contextmanager
-def _looking(pid: int, device_used: Callable[[], int]) -> Iterator[_Seen]:
-    # The kernel keeps the peak itself, so a look now and then misses nothing but the very end.
-    seen, ended = _Seen(), threading.Event()
+def _sampling(pid: int, device_used: Callable[[], int]) -> Iterator[_Peaks]:
+    # The kernel keeps the peak itself, so a sample now and then misses nothing but the very end.
+    peaks, ended = _Peaks(), threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while True:
-            seen.host = _peak(pid) or seen.host
-            seen.from_disk = found if (found := _from_disk(pid)) is not None else seen.from_disk
-            seen.device = max(seen.device, device_used())
-            if ended.wait(_EVERY):
+            # Not getrusage: a child's peak there begins with what its parent took.
+            kilobytes = _proc_field(pid, "status", "VmHWM:")
+            peaks.host = kilobytes * 1024 if kilobytes else peaks.host
+            peaks.from_disk = _from_disk(pid, peaks.from_disk)
+            peaks.device = max(peaks.device, device_used())
+            if ended.wait(_SAMPLE_SECONDS):
                 break
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        yield seen
+        yield peaks
     finally:
         ended.set()
         thread.join()
-        seen.from_disk = found if (found := _from_disk(pid)) is not None else seen.from_disk
+        peaks.from_disk = _from_disk(pid, peaks.from_disk)
 
 
 @contextlib.contextmanager
-def _stopped(process: "subprocess.Popen[str]") -> Iterator[None]:
+def _terminated(process: "subprocess.Popen[str]") -> Iterator[None]:
     """Whatever happens meanwhile, the process does not outlive the body."""
     try:
         yield
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        process.terminate()  # which leaves alone one that has ended
+        process.wait()
 
 
-def _peak(pid: int) -> int | None:
-    """Not getrusage: a child's there begins with what its parent took."""
-    kilobytes = _field(Path(f"/proc/{pid}/status"), "VmHWM:")
-    return None if kilobytes is None else kilobytes * 1024
+def _from_disk(pid: int, before: int | None = None) -> int | None:
+    """Bytes that a process has had read from disk; `before` where it cannot be known any more."""
+    found = _proc_field(pid, "io", "read_bytes:")
+    return before if found is None else found
 
 
-def _forget_peak(pid: int) -> None:
+def _proc_field(pid: int, file: str, name: str) -> int | None:
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
-
-
-def _from_disk(pid: int) -> int | None:
-    return _field(Path(f"/proc/{pid}/io"), "read_bytes:")
-
-
-def _field(path: Path, name: str) -> int | None:
-    try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)
+        lines = Path(f"/proc/{pid}/{file}").read_text(encoding="ascii", errors="replace").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)
+    return None

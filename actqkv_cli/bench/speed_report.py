@@ -4,17 +4,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actqkv_cli.bench.pictures import COLOURS, new_figure, write
-from actqkv_cli.bench.speed import FULL, STOCK
+from actqkv_cli.bench.report import NONE, aligned
+from actqkv_cli.bench.speed import FULL, STOCK, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = dict[str, Any]
-_NONE = "-"
 _STAGES = ("import", "load", "index", "retrieve")
 
 
@@ -30,9 +29,9 @@ def table(record: Record) -> str:
         f"{machine['commit'] or 'unknown'}",
         f"median of {_count(rounds, 'round')} (least to most)",
         "",
-        *_aligned(_asks(record)),
+        *aligned(_asks(record), words=3),
         "",
-        *_aligned(_rates(record)),
+        *aligned(_rates(record)),
         "",
         *_floors(record),
         *(f"not measured: {reason}" for reason in record["left_out"]),
@@ -73,41 +72,41 @@ def _asks(record: Record) -> list[list[str]]:
     titles = ["process", "cache", "method", "first token s", *(f"{stage} s" for stage in _STAGES), "prefill s"]
     titles += ["tokens/s after", "MB asked for", "MB from disk", "peak MB", "device MB"]
     rows = []
-    for key, found in _groups(record).items():
+    for (process, state, method), found in _groups(record).items():
         stages = [[row["timings"].get(stage) for row in found] for stage in _STAGES]
         rest = [row["timings"]["first_token"] - sum(row["timings"].get(stage, 0) for stage in _STAGES) for row in found]
         sizes = ("bytes_read", "from_disk", "peak_host_bytes", "peak_device_bytes")
         rows.append(
             [
-                *key[:2],
-                _label(key[2]),
-                _spread((row["first"] for row in found), 2),
-                *(_middle(values, 2) for values in [*stages, rest]),
-                _spread((row["tokens_per_second"] for row in found), 1),
-                *(_middle((None if row[size] is None else row[size] / 1e6 for row in found), 0) for size in sizes),
+                process,
+                state,
+                _label(method),
+                _median((row["first"] for row in found), 2, spread=True),
+                *(_median(values, 2) for values in [*stages, rest]),
+                _median((row["tokens_per_second"] for row in found), 1, spread=True),
+                *(_median((None if row[size] is None else row[size] / 1e6 for row in found), 0) for size in sizes),
             ]
         )
-    told = [any(row[place] != _NONE for row in rows) for place in range(len(titles))]
-    return [list(compress(row, told)) for row in (titles, *rows)]
+    known = [any(row[place] != NONE for row in rows) for place in range(len(titles))]
+    return [list(compress(row, known)) for row in (titles, *rows)]
 
 
 def _rates(record: Record) -> list[list[str]]:
     """Tokens per second of decoding and reading, each beside the stock model's."""
     decode, read, floor = record["decode"], record["read"], record["floors"]
     rows = [["tokens/s", "actqkv", "stock", "of it", "floor here"]]
-    ours, theirs = (_spread(decode[name], 1) for name in ("tokens_per_second", "stock_tokens_per_second"))
-    what = (
-        f"decoding, {decode['budget']:,} attended ({decode['policy']}; stock: context of {decode['stock_context']:,})"
-    )
-    rows.append([what, ours, theirs, f"{decode['ratio']:.2f}", _NONE])
-    rate = _spread(read["tokens_per_second"], 0)
+    ours, theirs = (_median(decode[name], 1, spread=True) for name in ("tokens_per_second", "stock_tokens_per_second"))
+    stock = f"stock: context of {decode['stock_context']:,}"
+    what = f"decoding, {decode['budget']:,} attended ({decode['policy']}; {stock})"
+    rows.append([what, ours, theirs, f"{decode['ratio']:.2f}", NONE])
+    rate = _median(read["tokens_per_second"], 0, spread=True)
     what = f"reading {read['tokens']:,} tokens (stock: in windows of {read['window']}, no history)"
-    windows = _spread(read["stock_tokens_per_second"], 0)
+    windows = _median(read["stock_tokens_per_second"], 0, spread=True)
     rows.append([what, rate, windows, f"{read['ratio']:.2f}", f"{floor['read_tokens_per_second']:,.0f}"])
-    whole = read["stock_full_tokens_per_second"]
-    ratio = statistics.median(mine / other for mine, other in zip(read["tokens_per_second"], whole, strict=True))
-    what = f"reading {read['tokens']:,} tokens (stock: with full attention)"
-    rows.append([what, rate, _spread(whole, 0), f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"])
+    full = read["stock_full_tokens_per_second"]
+    ratio = statistics.median(ours / stock for ours, stock in zip(read["tokens_per_second"], full, strict=True))
+    what, whole = f"reading {read['tokens']:,} tokens (stock: with full attention)", _median(full, 0, spread=True)
+    rows.append([what, rate, whole, f"{ratio:.2f}", f"{floor['stock_full_tokens_per_second']:,.0f}"])
     return rows
 
 
@@ -129,12 +128,10 @@ def _figure(record: Record) -> "Figure":
     groups = _groups(record)
     figure = new_figure(6.4, 1.4 + 0.24 * len(groups) + 1.3)
     above, below = figure.subplots(2, 1, height_ratios=[max(3, len(groups)), 4])
-    firsts = {key: [row["first"] for row in found if row["first"] is not None] for key, found in groups.items()}
-    bars = [
-        (f"{key[0]}, {key[1]}: {_label(key[2])}", values, COLOURS[_place(key[2])])
-        for key, values in firsts.items()
-        if values
-    ]
+    bars = []
+    for (process, state, method), found in groups.items():
+        if firsts := [row["first"] for row in found if row["first"] is not None]:
+            bars.append((f"{process}, {state}: {_label(method)}", firsts, COLOURS[_place(method)]))
     _bars(above, bars, "{:.2f}")
     above.set_title(f"seconds to the first token, {record['document']['tokens']:,} tokens")
     decode, read = record["decode"], record["read"]
@@ -173,27 +170,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _spread(values: Iterable[float | None], decimals: int) -> str:
+def _median(values: Iterable[float | None], decimals: int, spread: bool = False) -> str:
+    """Of those that are known; spread: with the least and the greatest of several."""
     known = sorted(value for value in values if value is not None)
     if not known:
-        return _NONE
-    middle, least, most = (f"{v:,.{decimals}f}" for v in (statistics.median(known), known[0], known[-1]))
-    return f"{middle} ({least} to {most})" if len(known) > 1 else middle
-
-
-def _middle(values: Iterable[float | None], decimals: int) -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.median(known):,.{decimals}f}" if known else _NONE
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = [any(row[place][:1].isdigit() for row in rows[1:]) for place in range(len(widths))]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        )
-        for row in rows
-    ]
+        return NONE
+    median, low, high = (f"{value:,.{decimals}f}" for value in (statistics.median(known), known[0], known[-1]))
+    return f"{median} ({low} to {high})" if spread and len(known) > 1 else median

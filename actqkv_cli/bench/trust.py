@@ -1,8 +1,7 @@
 """Fits what `engine.confidence` weighs an answer by to measured ones: `python -m actqkv_cli.bench.trust FOLDER`.
 
-FOLDER is what `actqkv bench quality … --generate --unanswerable --out FOLDER` left. What is said of the fit is
-cross-validated: each question is judged by weights that were fitted without it. Beside it stands how
-the weights do that are there already.
+FOLDER is what `actqkv bench quality … --generate --unanswerable --out FOLDER` left. The fit is cross-validated: each
+question is judged by weights that were fitted without it. Beside it stands how the weights that are there already do.
 """
 
 import json
@@ -28,20 +27,20 @@ _BINS = 10  # of confidence, for the calibration error
 Floats = NDArray[np.float64]
 
 
-def fit(seen: Floats, outcome: Floats) -> Floats:
-    """Weights `(k,)` of a logistic regression. seen: `(n, k)`, first a constant; outcome: `(n,)` of 0 and 1."""
+def fit(features: Floats, outcome: Floats) -> Floats:
+    """Weights `(k,)` of a logistic regression. features: `(n, k)`, first a constant; outcome: `(n,)` of 0 and 1."""
 
     def loss(weights: Floats) -> float:
-        z = seen @ weights
+        z = features @ weights
         return float((np.logaddexp(0, z) - outcome * z).mean() + _RIDGE * (weights[1:] ** 2).mean())
 
-    return np.asarray(minimize(loss, np.zeros(seen.shape[1])).x)
+    return np.asarray(minimize(loss, np.zeros(features.shape[1])).x)
 
 
 def calibration_error(confidence: Floats, right: Floats) -> float:
     """The mean distance of confidence from the share that is right, over equal bins (ECE, Naeini 2015)."""
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    return float(sum(abs((confidence - right)[bins == b].sum()) for b in range(_BINS)) / len(right))
+    return float(np.abs(np.bincount(bins, confidence - right)).sum() / len(right))
 
 
 def report(rows: Sequence[Measured]) -> str:
@@ -59,9 +58,9 @@ def _report(rows: Sequence[Measured]) -> list[str]:
         return ["needs answerable and unanswerable questions: measure with --unanswerable"]
     right = np.array([row.values.get("contains", row.values.get("score", 0.0)) >= 0.5 for row in rows], dtype=float)
     right *= answerable
-    said = np.array([declines(row.answer) for row in rows])
+    refused = np.array([declines(row.answer) for row in rows])  # in words
     values = [row.values for row in rows]
-    seen = np.array([evidence(v["likelihood"], v["least"], v["strength"], v.get("coverage")) for v in values])
+    features = np.array([evidence(v["likelihood"], v["least"], v["strength"], v.get("coverage")) for v in values])
     # A question's two rows, of its own document and of another, stay in one fold.
     folds = np.array([zlib.crc32(row.example.encode()) % _FOLDS for row in rows])
     found = {}
@@ -69,19 +68,20 @@ def _report(rows: Sequence[Measured]) -> list[str]:
         p = np.zeros(len(rows))
         for fold in range(_FOLDS):
             held = folds == fold
-            weights = fit(seen[~held & ~said], outcome[~held & ~said])
-            p[held] = [logistic(weights.tolist(), row.tolist()) for row in seen[held]]
-        found[name] = np.where(said, 0.0, p)
-    least = np.quantile(found["answerable"][answerable == 1], _DECLINED)
-    declined = said | (found["answerable"] < least)
-    there = [weighed(row.answer, one.tolist()) for row, one in zip(rows, seen, strict=True)]
-    answered, confident = np.array([(one.answered, one.confidence) for one in there]).T
+            fitted = ~held & ~refused
+            weights = fit(features[fitted], outcome[fitted])
+            p[held] = [logistic(weights.tolist(), row.tolist()) for row in features[held]]
+        found[name] = np.where(refused, 0.0, p)
+    threshold = np.quantile(found["answerable"][answerable == 1], _DECLINED)
+    declined = refused | (found["answerable"] < threshold)
+    current = [weighed(row.answer, one.tolist()) for row, one in zip(rows, features, strict=True)]
+    answered, confident = np.array([(one.answered, one.confidence) for one in current]).T
     return [
         *(
-            f"{name}: " + ", ".join(f"{weight:.2f}" for weight in fit(seen[~said], outcome[~said]))
+            f"{name}: " + ", ".join(f"{weight:.2f}" for weight in fit(features[~refused], outcome[~refused]))
             for name, outcome in (("answerable", answerable), ("right", right))
         ),
-        f"fitted, declined below {least:.2f}: {_outcome(declined, found['right'], answerable, right)}",
+        f"fitted, declined below {threshold:.2f}: {_outcome(declined, found['right'], answerable, right)}",
         f"as it is: {_outcome(answered == 0, confident, answerable, right)}",
     ]
 

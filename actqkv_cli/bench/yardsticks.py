@@ -24,9 +24,10 @@ YARDSTICKS = (GOLD, REREAD)
 
 
 def texts(
-    session: Session, tokenizer: Any, place: int, example: Example, settings: Sequence[Setting]
+    session: Session, tokenizer: Any, doc_index: int, example: Example, settings: Sequence[Setting]
 ) -> dict[Setting, str]:
-    """What the model is given under those settings that are yardsticks. place: as in `quality.measure`."""
+    """What the model is given under those settings that are yardsticks. doc_index: as in
+    `quality.measure_fidelity`."""
     question = encode_question(tokenizer, example.question, example.instruction, example.prefix)
     found = {}
     for policy, budget in settings:
@@ -35,18 +36,18 @@ def texts(
         elif policy == REREAD:
             run = session.start(question, "hybrid", 1, budget or None)
             run.close()
-            found[policy, budget] = _joined(session.context, place, run.attended)
+            found[policy, budget] = _text_of(session.context, doc_index, run.attended)
     return found
 
 
-def _joined(context: Context, place: int, blocks: set[int]) -> str:
+def _text_of(context: Context, doc_index: int, blocks: set[int]) -> str:
     """The text of blocks of one document, in order."""
-    of_blocks = block_texts(context.documents[place].reader)
-    ours = sorted(block - context.firsts[place] for block in blocks)
-    ours = [block for block in ours if 0 <= block < len(of_blocks)]
+    block_text = block_texts(context.documents[doc_index].reader)
+    ours = sorted(block - context.firsts[doc_index] for block in blocks)
+    ours = [block for block in ours if 0 <= block < len(block_text)]
     # Blocks that are no neighbours do not run on into one another.
     begins = {block for before, block in pairwise([-2, *ours]) if before != block - 1}
-    return "".join("\n\n" * (block in begins) + of_blocks[block] for block in ours).strip()
+    return "".join("\n\n" * (block in begins) + block_text[block] for block in ours).strip()
 
 
 def stock_answer(loaded: LoadedModel, text: str, example: Example) -> str:

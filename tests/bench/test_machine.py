@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Little work, and the machine's own page cache left alone."""
-    for name, value in {"_ENOUGH": 0.01, "_MOST_ROWS": 256, "_COPIED": 1 << 20, "_FILE": 8 << 20}.items():
+    for name, value in {"_MIN_SECONDS": 0.01, "_MAX_ROWS": 256, "_COPY_BYTES": 1 << 20, "_FILE_BYTES": 8 << 20}.items():
         monkeypatch.setattr(machine, name, value)
     monkeypatch.setattr(machine, "_DROP_CACHES", tmp_path / "not" / "permitted")
 

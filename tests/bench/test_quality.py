@@ -15,7 +15,7 @@ from actqkv_cli.bench import results
 from actqkv_cli.bench.examples import BETWEEN, Example, joined
 from actqkv_cli.bench.formats import read_examples
 from actqkv_cli.bench.paired import Measured
-from actqkv_cli.bench.quality import answers, document_of, fidelity, gold_blocks, likelihood
+from actqkv_cli.bench.quality import document_of, gold_blocks, likelihood, measure_answers, measure_fidelity
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import policy_names
 
@@ -117,8 +117,8 @@ def test_every_policy_is_measured_beside_full_attention(tmp_path: Path) -> None:
     asked = example(question="who built it", answers=("the lighthouse",), spans=((50, 60),), pages=(1,))
     settings = [("full", 0), *((policy, 1000) for policy in policy_names() if policy != "full")]
     with tiny.opened(model, tmp_path / "document") as session:
-        rows = list(fidelity(loaded, session, 0, asked, settings))
-        poor = list(fidelity(loaded, session, 0, asked, [("full", 0), ("streaming", 40)]))
+        rows = list(measure_fidelity(loaded, session, 0, asked, settings))
+        poor = list(measure_fidelity(loaded, session, 0, asked, [("full", 0), ("streaming", 40)]))
     assert [(row.policy, row.budget) for row in rows] == settings
     for row in rows:
         assert row.values["nll"] == pytest.approx(rows[0].values["nll"], abs=1e-4)
@@ -148,8 +148,10 @@ def test_questions_that_are_answered_together_do_not_see_one_another(tmp_path: P
     ]
     settings = [("hybrid", 48), ("heads", 64), ("full", 0), ("actqkv", 80)]
     with tiny.opened(model, tmp_path / "document") as session:
-        together = list(answers(loaded, session, asked, settings))
-        alone = [row for one in asked for setting in settings for row in answers(loaded, session, [one], [setting])]
+        together = list(measure_answers(loaded, session, asked, settings))
+        alone = [
+            row for one in asked for setting in settings for row in measure_answers(loaded, session, [one], [setting])
+        ]
     assert [(row.example, row.policy) for row in together] == [(row.example, row.policy) for row in alone]
     for row, single in zip(together, alone, strict=True):
         assert {"score", "declined", "brier", "recall1", "attended"} <= row.values.keys()

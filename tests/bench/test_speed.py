@@ -27,12 +27,12 @@ def test_the_first_token_is_timed_when_it_arrives_and_the_last_event_is_the_resu
     seen = run("time.sleep(.3); tell(type='token'); time.sleep(.3); tell(type='token'); tell(type='done', answer=42)")
     assert seen.first is not None
     assert 0.3 < seen.first < seen.wall - 0.3
-    assert seen.done == {"type": "done", "answer": 42}
+    assert seen.result == {"type": "done", "answer": 42}
 
 
 def test_one_object_on_many_lines_is_a_result_too() -> None:
     seen = run("print(json.dumps({'documents': [{'tokens': 7}]}, indent=2))")
-    assert (seen.first, seen.done) == (None, {"documents": [{"tokens": 7}]})
+    assert (seen.first, seen.result) == (None, {"documents": [{"tokens": 7}]})
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_a_process_that_fails_says_why(script: str, message: str, code: int) -> 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells the peak")
 def test_the_peak_is_the_processs_own_and_not_its_parents() -> None:
-    small = run("time.sleep(.1)").peak_host
-    large = run("data = bytearray(64 << 20); time.sleep(.1); del data; time.sleep(.1)").peak_host
+    small = run("time.sleep(.1)").peak_host_bytes
+    large = run("data = bytearray(64 << 20); time.sleep(.1); del data; time.sleep(.1)").peak_host_bytes
     assert small is not None
     assert large is not None
     assert small < 60 << 20  # this process has torch in it
@@ -62,7 +62,7 @@ def test_the_peak_is_the_processs_own_and_not_its_parents() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells the peak")
 def test_another_process_can_be_looked_at() -> None:
-    ours = run("pass", pid=os.getpid()).peak_host
+    ours = run("pass", pid=os.getpid()).peak_host_bytes
     assert ours is not None
     assert ours > 100 << 20
 

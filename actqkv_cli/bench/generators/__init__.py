@@ -4,14 +4,15 @@ A document is ingested once for all of its questions, so that it holds many need
 are named after the benchmarks' own (`needles`), beside `facts` in prose; `needle_grid` is the needle in a haystack.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.generators import facts, needles
-from actqkv_cli.bench.generators.document import Plan, planted
+from actqkv_cli.bench.generators.document import Plan, plant, repeat_sentences
 from actqkv_cli.bench.generators.draw import Draw
 from actqkv_cli.bench.generators.grid import needle_grid
+from actqkv_cli.bench.generators.prose import noise, prose
 from actqkv_cli.errors import UsageError
 
 __all__ = ["GENERATORS", "Generator", "generate", "needle_grid"]
@@ -19,26 +20,27 @@ __all__ = ["GENERATORS", "Generator", "generate", "needle_grid"]
 
 @dataclass(frozen=True)
 class Generator:
-    """plan: what a document of so many questions is made of; per_document: questions of a document at most;
-    max_tokens: of an answer."""
+    """plan: what a document of so many questions is made of, with filler from a haystack or from `filler`;
+    per_document: questions of a document at most; max_tokens: of an answer."""
 
-    plan: Callable[[Draw, int, str | None], Plan]
+    plan: Callable[[Draw, int, Iterator[str]], Plan]
     per_document: int
     metric: str
     max_tokens: int
+    filler: Callable[[Draw], Iterator[str]] = prose
 
 
 # As many questions as make about thirty needles per document; fewer in kv, whose pairs have some 70 tokens each, so
 # that 4,000 tokens hold them.
 GENERATORS: Mapping[str, Generator] = {
-    "passkey": Generator(needles.passkey, 30, "first_integer", 16),
-    "number": Generator(needles.number, 30, "first_integer", 24),
-    "kv": Generator(needles.kv, 20, "best_subspan_em", 64),
+    "passkey": Generator(needles.passkey, 30, "first_integer", 16, noise),
+    "number": Generator(needles.number, 30, "first_integer", 24, noise),
+    "kv": Generator(needles.kv, 20, "best_subspan_em", 64, needles.kv_pairs),
     "niah_single": Generator(needles.niah_single, 30, "string_match_all", 32),
     "niah_multikey": Generator(needles.niah_multikey, 30, "string_match_all", 32),
     "niah_multivalue": Generator(needles.niah_multivalue, 8, "string_match_all", 96),
     "niah_multiquery": Generator(needles.niah_multiquery, 8, "string_match_all", 96),
-    "vt": Generator(needles.vt, 6, "string_match_all", 64),
+    "vt": Generator(needles.vt, 6, "string_match_all", 64, noise),
     "facts": Generator(facts.facts, 30, "best_subspan_em", 48),
 }
 
@@ -57,13 +59,16 @@ def generate(
         raise UsageError(f"there is no task {task!r}", f"one of {', '.join(GENERATORS)}")
     if questions < 1 or tokens < 1:
         raise UsageError(f"{questions} questions on {tokens} tokens cannot be made", "both must be 1 or more")
+    if task == "kv" and haystack is not None:
+        raise UsageError("kv makes its whole document itself", "leave out the haystack")
     generator = GENERATORS[task]
     documents = -(-questions // generator.per_document)
     examples = []
     for document in range(documents):
-        number = (questions + document) // documents
-        plan = generator.plan(Draw(task, seed, document), number, haystack)
-        made = planted(plan, tokens, count)
+        draw, number = Draw(task, seed, document), (questions + document) // documents
+        plan = generator.plan(draw, number, generator.filler(draw) if haystack is None else repeat_sentences(haystack))
+        made = plant(plan, tokens, count)
+        spans = dict(zip(plan.needles, made.spans, strict=True))
         for place, question in enumerate(plan.questions):
             examples.append(
                 Example(
@@ -75,7 +80,7 @@ def generate(
                     metric=generator.metric,
                     max_tokens=generator.max_tokens,
                     prefix=question.prefix,
-                    spans=tuple(made.spans[needle] for needle in question.needles),
+                    spans=tuple(spans[needle] for needle in question.needles),
                 )
             )
     return examples

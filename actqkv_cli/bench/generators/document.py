@@ -1,24 +1,26 @@
 """A document made to measure: filler with needles in it, of a wanted number of tokens."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import accumulate, cycle, islice, pairwise
 
+from actqkv_cli.bench.generators.draw import Draw
 from actqkv_cli.errors import UsageError
 
 # Of the text, that hold no needle. The first tokens (sink) and the last (local window) are attended to whatever is
 # retrieved, so that a needle there would test nothing; from 9,000 tokens on, the margins cover both in full.
-FIRST, LAST = 0.04, 0.06
-LEAST, AIM = 0.97, 0.985  # of the tokens asked for
+_MARGIN_START, _MARGIN_END = 0.04, 0.06
+_MIN_FILL, _TARGET_FILL = 0.97, 0.985  # of the tokens asked for
 
 _HINT = "make the documents longer, or ask fewer questions"
-_SAMPLE = 64  # sentences of a first measurement
-_LONGEST = 400  # characters of a "sentence"; a table has no full stops
+_FIRST_TRY = 64  # sentences of a first measurement
+_MAX_SENTENCE = 400  # characters of a "sentence"; a table has no full stops
 _SENTENCE_END = re.compile(
     r"""(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\b[A-Z])[.!?…]["'”’)\]]*\s+|[。！？]|\n\s*\n"""
 )
-_PIECE = re.compile(rf"(?s).{{1,{_LONGEST}}}(?:\s+|$)|.{{1,{_LONGEST}}}")
+_PIECE = re.compile(rf"(?s).{{1,{_MAX_SENTENCE}}}(?:\s+|$)|.{{1,{_MAX_SENTENCE}}}")
 
 
 @dataclass(frozen=True)
@@ -31,23 +33,36 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """needles: the numbers, in the plan, of those that the answers stand in."""
+    """needles: the sentences that the answers stand in, in the same order."""
 
     text: str
     answers: tuple[str, ...]
-    needles: tuple[int, ...]
+    needles: tuple[str, ...]
     prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a document is made of. needles: in the order in which they stand in it; filler: without end, each piece
-    with the white space behind it; ends: what stands before and behind all else."""
+    """What a document is made of. needles: all different, in the order in which they stand in it; filler: without end,
+    each piece with the white space behind it; ends: what stands before and behind all else."""
 
-    needles: tuple[str, ...]
-    questions: tuple[Question, ...]
+    needles: Sequence[str]
+    questions: Sequence[Question]
     filler: Iterator[str]
     ends: tuple[str, str] = ("", "")
+
+    @classmethod
+    def in_turn(cls, questions: Sequence[Question], filler: Iterator[str], ends: tuple[str, str] = ("", "")) -> "Plan":
+        """With the needles of one question after the other."""
+        return cls([needle for question in questions for needle in question.needles], questions, filler, ends)
+
+    @classmethod
+    def interleaved(cls, draw: Draw, questions: Sequence[Question], filler: Iterator[str]) -> "Plan":
+        """With the first needles of all questions, then the second ones, and so on, each time in another order: those
+        of every question go through the whole document. All questions have as many."""
+        parts = range(len(questions[0].needles))
+        needles = [question.needles[part] for part in parts for question in draw.shuffled(questions)]
+        return cls(needles, questions, filler)
 
 
 def sentences_of(text: str) -> list[str]:
@@ -61,12 +76,12 @@ def sentences_of(text: str) -> list[str]:
     return [piece for begin, end in pairwise(borders) for piece in _PIECE.findall(text[begin:end])]
 
 
-def repeated(haystack: str) -> Iterator[str]:
+def repeat_sentences(haystack: str) -> Iterator[str]:
     """The sentences of a text, over and over. Raises UsageError if there is no text."""
     return cycle(sentences_of(haystack))
 
 
-def growing(filler: Iterator[str]) -> Callable[[int], list[str]]:
+def take_first(filler: Iterator[str]) -> Callable[[int], list[str]]:
     """A function that returns the first so many sentences, any number of times."""
     taken: list[str] = []
 
@@ -77,8 +92,10 @@ def growing(filler: Iterator[str]) -> Callable[[int], list[str]]:
     return first
 
 
-def fitted(build: Callable[[int], Document], tokens: int, count: Callable[[str], int], start: int = _SAMPLE) -> int:
-    """The number of filler sentences with which `build` makes a document of LEAST to all of `tokens`.
+def fit_filler(
+    build: Callable[[int], Document], tokens: int, count: Callable[[str], int], start: int = _FIRST_TRY
+) -> int:
+    """The number of filler sentences with which `build` makes a document of _MIN_FILL to all of `tokens`.
 
     `count` sees the needles alone, then the document of `start` sentences, then mostly one or two of about the right
     length: text is nearly linear in its sentences. Raises UsageError if no number of them fits.
@@ -87,83 +104,72 @@ def fitted(build: Callable[[int], Document], tokens: int, count: Callable[[str],
     number, low, high = start, 0, 0  # low fits; high is too many, 0 as long as none is known
     while needles < tokens:
         size = count(build(number).text)
-        if LEAST * tokens <= size <= tokens:
+        if _MIN_FILL * tokens <= size <= tokens:
             return number
         low, high = (number, high) if size < tokens else (low, number)
         if high and high - low <= 1:
             break
         rate = max(size - needles, 1) / number
-        number = max(low + 1, int((AIM * tokens - needles) / rate))
+        number = max(low + 1, int((_TARGET_FILL * tokens - needles) / rate))
         if high and number >= high:
             number = (low + high) // 2
     raise UsageError(f"{tokens} tokens are too few for the needles", _HINT)
 
 
-def planted(plan: Plan, tokens: int, count: Callable[[str], int]) -> Document:
-    """The plan's needles evenly spread through as much filler as makes LEAST to all of `tokens`.
+def plant(plan: Plan, tokens: int, count: Callable[[str], int]) -> Document:
+    """The plan's needles evenly spread through as much filler as makes _MIN_FILL to all of `tokens`.
 
     Raises UsageError if they cannot stand apart from one another and from the margins.
     """
-    sentences = growing(plan.filler)
+    sentences = take_first(plan.filler)
 
     def build(number: int) -> Document:
         return _spread(plan, sentences(number))
 
-    document = build(fitted(build, tokens, count))
+    document = build(fit_filler(build, tokens, count))
     first, last = document.spans[0][0], document.spans[-1][1]
-    if first < FIRST * len(document.text) or last > (1 - LAST) * len(document.text):
+    if first < _MARGIN_START * len(document.text) or last > (1 - _MARGIN_END) * len(document.text):
         raise UsageError(f"{len(plan.needles)} needles do not fit into {tokens} tokens", _HINT)
     return document
 
 
-def placed(needle: str, sentences: Sequence[str], depth: float) -> Document:
+def plant_at_depth(needle: str, sentences: Sequence[str], depth: float) -> Document:
     """The needle at that share of the text, in [0, 1], moved back to the end of a sentence; 1 is the very end."""
-    target = depth * sum(map(len, sentences))
-    before = length = 0
-    for sentence in sentences:
-        length += len(sentence)
-        if length > target:
-            break
-        before += 1
-    return _joined([*sentences[:before], needle + " ", *sentences[before:]], {before: needle}, ("", ""))
+    ends = list(accumulate(map(len, sentences), initial=0))
+    before = bisect_right(ends, depth * ends[-1]) - 1
+    pieces = [(sentence, False) for sentence in sentences]
+    return _join([*pieces[:before], (needle, True), *pieces[before:]], ("", ""))
 
 
 def _spread(plan: Plan, sentences: Sequence[str]) -> Document:
     """Every needle at the border of sentences nearest to its place, with a sentence at least between any two. Those
     for which there are not enough stand at the end."""
     total = sum(map(len, [*plan.ends, *plan.needles, *sentences]))
-    step = (1 - FIRST - LAST) * total / len(plan.needles)
-    parts: list[str] = []
-    needles: dict[int, str] = {}  # by their place among the parts
-    length = 0
-
-    def put(needle: str) -> None:
-        needles[len(parts)] = needle
-        parts.append(needle + " ")
-
+    step = (1 - _MARGIN_START - _MARGIN_END) * total / len(plan.needles)
+    pieces: list[tuple[str, bool]] = []
+    length = used = 0
     for sentence in sentences:
-        if len(needles) < len(plan.needles):
-            needle = plan.needles[len(needles)]
+        if used < len(plan.needles):
+            needle = plan.needles[used]
             middle = length + len(needle) / 2
-            if middle + len(sentence) / 2 >= FIRST * total + (len(needles) + 0.5) * step:
-                put(needle)
+            if middle + len(sentence) / 2 >= _MARGIN_START * total + (used + 0.5) * step:
+                pieces.append((needle, True))
                 length += len(needle)
-        parts.append(sentence)
+                used += 1
+        pieces.append((sentence, False))
         length += len(sentence)
-    for needle in plan.needles[len(needles) :]:
-        put(needle)
-    return _joined(parts, needles, plan.ends)
+    return _join(pieces + [(needle, True) for needle in plan.needles[used:]], plan.ends)
 
 
-def _joined(parts: Sequence[str], needles: dict[int, str], ends: tuple[str, str]) -> Document:
-    pieces, length, spans = [ends[0]], len(ends[0]), []
-    for place, part in enumerate(parts):
-        if place in needles:
-            if pieces[-1] and not pieces[-1][-1].isspace():
-                pieces.append(" ")
-                length += 1
-            spans.append((length, length + len(needles[place])))
-        pieces.append(part)
-        length += len(part)
-    text = "".join([*pieces, ends[1]]).rstrip()
-    return Document(text, tuple(spans))
+def _join(pieces: Sequence[tuple[str, bool]], ends: tuple[str, str]) -> Document:
+    """The pieces between the ends. A piece that is marked is a needle: it stands apart from its neighbours."""
+    texts, length, spans = [ends[0]], len(ends[0]), []
+    for piece, is_needle in pieces:
+        text = piece
+        if is_needle:
+            gap = "" if not texts[-1] or texts[-1][-1].isspace() else " "
+            spans.append((length + len(gap), length + len(gap + piece)))
+            text = f"{gap}{piece} "
+        texts.append(text)
+        length += len(text)
+    return Document("".join([*texts, ends[1]]).rstrip(), tuple(spans))

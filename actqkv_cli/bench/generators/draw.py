@@ -16,9 +16,11 @@ class Draw:
         self._random = random.Random(" ".join(map(str, seed))).random
 
     def below(self, end: int) -> int:
+        """An integer in [0, end)."""
         return int(self._random() * end)
 
     def choice(self, items: Sequence[T]) -> T:
+        """One of the items, each as likely as any other."""
         return items[self.below(len(items))]
 
     def sample(self, items: Sequence[T], number: int) -> list[T]:
@@ -30,6 +32,7 @@ class Draw:
         return pool[:number]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
+        """All items in random order."""
         return self.sample(items, len(items))
 
     def integers(self, digits: int, number: int) -> list[str]:
@@ -40,7 +43,6 @@ class Draw:
         return list(found)
 
     def uuid(self) -> str:
-        value = 0
-        for _ in range(4):
-            value = value << 32 | self.below(1 << 32)
-        return str(UUID(int=value, version=4))
+        """A random UUID, version 4."""
+        words = [self.below(1 << 32).to_bytes(4, "big") for _ in range(4)]
+        return str(UUID(bytes=b"".join(words), version=4))

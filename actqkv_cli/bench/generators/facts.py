@@ -1,13 +1,12 @@
 """Short invented facts in prose, asked for in other words: no word that matters in a question stands in its fact, so
 that plain word search does not find it."""
 
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice, product
 from typing import NamedTuple
 
-from actqkv_cli.bench.generators.document import Plan, Question, repeated
+from actqkv_cli.bench.generators.document import Plan, Question
 from actqkv_cli.bench.generators.draw import Draw
-from actqkv_cli.bench.generators.prose import prose
 from actqkv_cli.bench.generators.words import person, phrases, town
 
 
@@ -79,125 +78,97 @@ _LOOT = _one_of(
     """a silver teapot, an ivory comb, a chess board, a stuffed parrot, a garnet ring, a tortoiseshell box, a harp,
     a pair of skates, an opal brooch, a fur hat"""
 )
-_TUNE = (
-    phrases("The Copper, The Drowned, The Laughing, The Seventh, The Crooked, The Winter"),
-    phrases("Heron, Bridegroom, Carousel, Nightingale, Chandelier, Sparrow"),
+_TUNES = (
+    _one_of("The Copper, The Drowned, The Laughing, The Seventh, The Crooked, The Winter"),
+    _one_of("Heron, Bridegroom, Carousel, Nightingale, Chandelier, Sparrow"),
 )
 
+
+def _tune(draw: Draw) -> str:
+    return " ".join(part(draw) for part in _TUNES)
+
+
+def _templates(answers: Sequence[Callable[[Draw], str]], text: str) -> tuple[Template, ...]:
+    """One from each line, a fact and its question, with the answers in turn."""
+    pairs = [line.strip().rpartition(". ") for line in text.strip().splitlines()]
+    return tuple(Template(f"{fact}.", question, answer) for (fact, _, question), answer in zip(pairs, cycle(answers)))
+
+
 KINDS: dict[str, tuple[Template, ...]] = {
-    "who": (
-        Template("The plans for {it} were drawn by {answer}.", "Who was the architect of {it}?", person),
-        Template("For many years {answer} held the keys to {it}.", "Who was the caretaker of {it}?", person),
-        Template("The quarrel over {it} ended when {answer} gave way.", "Who yielded in the row about {it}?", person),
-        Template("{answer} was arrested for taking lead from the roof of {it}.", "Which thief robbed {it}?", person),
-        Template("Visitors to {it} are shown round by {answer}.", "Who guides the guests through {it}?", person),
-        Template("The portrait in the vestibule of {it} shows {answer}.", "Whose picture hangs in {it}?", person),
-        Template("In the will of {answer} a fortune was left to {it}.", "Which benefactor endowed {it}?", person),
+    "who": _templates(
+        [person],
+        """
+        The plans for {it} were drawn by {answer}. Who was the architect of {it}?
+        For many years {answer} held the keys to {it}. Who was the caretaker of {it}?
+        The quarrel over {it} ended when {answer} gave way. Who yielded in the row about {it}?
+        {answer} was arrested for taking lead from the roof of {it}. Which thief robbed {it}?
+        Visitors to {it} are shown round by {answer}. Who guides the guests through {it}?
+        The portrait in the vestibule of {it} shows {answer}. Whose picture hangs in {it}?
+        In the will of {answer} a fortune was left to {it}. Which benefactor endowed {it}?
+        """,
     ),
-    "what": (
-        Template(
-            "The guard dog at {it} answers to {answer}.", "What is the name of the hound that protects {it}?", _NAME
-        ),
-        Template("Every door of {it} is of solid {answer}.", "What timber are the entrances to {it} made from?", _WOOD),
-        Template("The outer walls of {it} are now {answer}.", "What colour is the facade of {it}?", _COLOUR),
-        Template(
-            "On feast days the staff of {it} eat {answer}.", "What do the employees of {it} dine on at holidays?", _DISH
-        ),
-        Template(
-            "The crest above the gate of {it} bears a {answer}.",
-            "What creature is on the coat of arms of {it}?",
-            _ANIMAL,
-        ),
-        Template(
-            "The burglars found nothing in {it} but {answer}.",
-            "What was the only loss when {it} was broken into?",
-            _LOOT,
-        ),
-        Template(
-            "When {it} was opened, the band performed “{answer}”.",
-            "What music was heard at the inauguration of {it}?",
-            lambda draw: " ".join(draw.choice(words) for words in _TUNE),
-        ),
+    "what": _templates(
+        [_NAME, _WOOD, _COLOUR, _DISH, _ANIMAL, _LOOT, _tune],
+        """
+        The guard dog at {it} answers to {answer}. What is the name of the hound that protects {it}?
+        Every door of {it} is of solid {answer}. What timber are the entrances to {it} made from?
+        The outer walls of {it} are now {answer}. What colour is the facade of {it}?
+        On feast days the staff of {it} eat {answer}. What do the employees of {it} dine on at holidays?
+        The crest above the gate of {it} bears a {answer}. What creature is on the coat of arms of {it}?
+        The burglars found nothing in {it} but {answer}. What was the only loss when {it} was broken into?
+        When {it} was opened, the band performed “{answer}”. What music was heard at the inauguration of {it}?
+        """,
     ),
-    "where": (
-        Template(
-            "The bricks for {it} were shipped from {answer}.",
-            "Where did the building material of {it} originate?",
-            town,
-        ),
-        Template("The old records of {it} can be seen in {answer}.", "Where are the archives of {it}?", town),
-        Template(
-            "The founder of {it} lies buried in {answer}.",
-            "Where is the grave of the person who established {it}?",
-            town,
-        ),
-        Template("A smaller copy of {it} was put up in {answer}.", "Where does a replica of {it} stand?", town),
-        Template(
-            "Throughout the war the silver of {it} was hidden in {answer}.",
-            "Where were the valuables of {it} safe?",
-            town,
-        ),
-        Template(
-            "Those who earn their wages at {it} mostly walk over from {answer}.",
-            "Where do the workers of {it} live?",
-            town,
-        ),
-        Template(
-            "The owner of {it} spends every summer in {answer}.", "Where is the proprietor of {it} in July?", town
-        ),
+    "where": _templates(
+        [town],
+        """
+        The bricks for {it} were shipped from {answer}. Where did the building material of {it} originate?
+        The old records of {it} can be seen in {answer}. Where are the archives of {it}?
+        The founder of {it} lies buried in {answer}. Where is the grave of the person who established {it}?
+        A smaller copy of {it} was put up in {answer}. Where does a replica of {it} stand?
+        Throughout the war the silver of {it} was hidden in {answer}. Where were the valuables of {it} safe?
+        Those who earn their wages at {it} mostly walk over from {answer}. Where do the workers of {it} live?
+        The owner of {it} spends every summer in {answer}. Where is the proprietor of {it} in July?
+        """,
     ),
-    "when": (
-        Template("A fire left nothing standing of {it} in {answer}.", "When did {it} burn down?", _year),
-        Template(
-            "Gas lamps gave way to electric light in {it} in {answer}.", "When was {it} connected to current?", _year
-        ),
-        Template(
-            "The first woman was hired at {it} in {answer}.", "When did {it} begin to employ female personnel?", _year
-        ),
-        Template(
-            "The state bought {it} from its heirs in {answer}.", "When did {it} become government property?", _year
-        ),
-        Template("The river rose and swept off the steps of {it} in {answer}.", "When did a flood damage {it}?", _year),
-        Template("The queen paid a visit to {it} in {answer}.", "When was {it} honoured by a royal guest?", _year),
-        Template("The storm of {answer} cost {it} its clock.", "When did {it} lose the timepiece in a gale?", _year),
+    "when": _templates(
+        [_year],
+        """
+        A fire left nothing standing of {it} in {answer}. When did {it} burn down?
+        Gas lamps gave way to electric light in {it} in {answer}. When was {it} connected to current?
+        The first woman was hired at {it} in {answer}. When did {it} begin to employ female personnel?
+        The state bought {it} from its heirs in {answer}. When did {it} become government property?
+        The river rose and swept off the steps of {it} in {answer}. When did a flood damage {it}?
+        The queen paid a visit to {it} in {answer}. When was {it} honoured by a royal guest?
+        The storm of {answer} cost {it} its clock. When did {it} lose the timepiece in a gale?
+        """,
     ),
-    "how many": (
-        Template(
-            "Up to the door of {it} lead {answer} steps.", "How many stairs must one climb to enter {it}?", _number
-        ),
-        Template("The front of {it} has {answer} windows.", "How many panes let daylight into {it}?", _number),
-        Template(
-            "The yearly rent of {it} is {answer} crowns.",
-            "How much does it cost to lease {it} for twelve months?",
-            _number,
-        ),
-        Template("In the cellar of {it} lie {answer} barrels.", "How many casks are kept underneath {it}?", _number),
-        Template(
-            "A petition against {it} drew {answer} names.", "How many people signed the protest about {it}?", _number
-        ),
-        Template(
-            "The roof of {it} took {answer} cartloads of slate.",
-            "How many wagons of tiles went to cover {it}?",
-            _number,
-        ),
-        Template("A hedge of {answer} roses runs round {it}.", "How many flowering bushes surround {it}?", _number),
+    "how many": _templates(
+        [_number],
+        """
+        Up to the door of {it} lead {answer} steps. How many stairs must one climb to enter {it}?
+        The front of {it} has {answer} windows. How many panes let daylight into {it}?
+        The yearly rent of {it} is {answer} crowns. How much does it cost to lease {it} for twelve months?
+        In the cellar of {it} lie {answer} barrels. How many casks are kept underneath {it}?
+        A petition against {it} drew {answer} names. How many people signed the protest about {it}?
+        The roof of {it} took {answer} cartloads of slate. How many wagons of tiles went to cover {it}?
+        A hedge of {answer} roses runs round {it}. How many flowering bushes surround {it}?
+        """,
     ),
 }
 
 
-def facts(draw: Draw, questions: int, haystack: str | None) -> Plan:
+def facts(draw: Draw, questions: int, filler: Iterator[str]) -> Plan:
     """As many facts, the kinds in turn, each a template with a place of which it tells nothing else."""
     pairs = {kind: draw.shuffled(list(product(templates, PLACES))) for kind, templates in KINDS.items()}
     kinds = draw.shuffled(list(KINDS))
-    needles: list[str] = []
     asked: list[Question] = []
-    for place in range(questions):
-        template, (named, described) = pairs[kinds[place % len(kinds)]].pop()
+    for kind in islice(cycle(kinds), questions):
+        template, (named, described) = pairs[kind].pop()
         answer = template.answer(draw)
         while any(answer in other.answers[0] or other.answers[0] in answer for other in asked):
             answer = template.answer(draw)
         fact = template.fact.format(it=named, answer=answer)
-        needles.append(fact[0].upper() + fact[1:])
-        asked.append(Question(template.question.format(it=described), (answer,), (place,)))
-    filler = prose(draw) if haystack is None else repeated(haystack)
-    return Plan(tuple(needles), tuple(asked), filler)
+        needle = fact[0].upper() + fact[1:]
+        asked.append(Question(template.question.format(it=described), (answer,), (needle,)))
+    return Plan.in_turn(asked, filler)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from actqkv_cli.bench.examples import Example
-from actqkv_cli.bench.generators.document import Document, fitted, growing, placed, repeated
+from actqkv_cli.bench.generators.document import Document, fit_filler, plant_at_depth, repeat_sentences, take_first
 from actqkv_cli.bench.generators.draw import Draw
 from actqkv_cli.bench.generators.words import town
 from actqkv_cli.errors import UsageError
@@ -27,16 +27,16 @@ def needle_grid(
     draw = Draw("needle", seed)
     place, treat, seat = town(draw), draw.choice(_TREATS), draw.choice(_SEATS)
     needle = f"The best way to spend an afternoon in {place} is to sit on {seat} and eat {treat}."
-    sentences = growing(repeated(haystack))
+    sentences = take_first(repeat_sentences(haystack))
     examples: list[Example] = []
     for length in lengths:
         number = 64
         for depth in depths:
 
             def build(number: int, depth: float = depth) -> Document:
-                return placed(needle, sentences(number), depth)
+                return plant_at_depth(needle, sentences(number), depth)
 
-            number = fitted(build, length, count, start=number)  # of the depth before: mostly right again
+            number = fit_filler(build, length, count, start=number)  # of the depth before: mostly right again
             made = build(number)
             examples.append(
                 Example(

@@ -163,6 +163,8 @@ _CLAIMS = phrases(
     comfort makes people forgetful, small favours are remembered, nothing dries quickly in March"""
 )
 
+_LISTS = {"time": _TIMES, "cause": _CAUSES, "reaction": _REACTIONS, "opening": _OPENINGS, "claim": _CLAIMS}
+
 # {p}, {q} people; {d}, {e} what they did; {t}, {u} things; {l} a place; the rest from the lists of that name.
 _SHAPES = (
     "{p} {d} {t} {l}.",
@@ -202,7 +204,7 @@ def prose(draw: Draw) -> Iterator[str]:
             yield _sentence(draw, topic, shape) + (" " if place + 1 < length else "\n\n")
 
 
-def noise() -> Iterator[str]:
+def noise(_draw: Draw) -> Iterator[str]:
     """The same few short sentences over and over, a line of them at a time."""
     return cycle([*(sentence + " " for sentence in _NOISE[:-1]), _NOISE[-1] + "\n"])
 
@@ -211,19 +213,7 @@ def _sentence(draw: Draw, topic: Topic, shape: str) -> str:
     first, second = draw.sample(topic.people, 2)
     thing, other = draw.sample(topic.things, 2)
     did, too = draw.sample(topic.did, 2)
-    sentence = shape.format(
-        p=first,
-        q=second,
-        d=did,
-        e=too,
-        t=thing,
-        u=other,
-        l=draw.choice(topic.places),
-        time=draw.choice(_TIMES),
-        cause=draw.choice(_CAUSES),
-        reaction=draw.choice(_REACTIONS),
-        opening=draw.choice(_OPENINGS),
-        claim=draw.choice(_CLAIMS),
-    )
+    drawn = {name: draw.choice(options) for name, options in {"l": topic.places, **_LISTS}.items()}
+    sentence = shape.format(p=first, q=second, d=did, e=too, t=thing, u=other, **drawn)
     start = 1 if sentence[0] == "“" else 0
     return sentence[:start] + sentence[start].upper() + sentence[start + 1 :]

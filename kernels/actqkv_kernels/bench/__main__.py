@@ -11,16 +11,17 @@ import torch
 from actqkv_kernels.backend import interpreted, triton_missing
 from actqkv_kernels.bench import report
 from actqkv_kernels.bench.cases import CASES, Case
-from actqkv_kernels.bench.checks import Record, tried
+from actqkv_kernels.bench.checks import Record, attempt
 from actqkv_kernels.bench.compiled import compile_apart
 from actqkv_kernels.bench.machine import describe
-from actqkv_kernels.bench.measured import measured
+from actqkv_kernels.bench.measured import measure_case
 from actqkv_kernels.bench.timing import ceilings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench with arguments (None: the command line's). Returns the exit code."""
     began = time.perf_counter()
-    cases, silent = _asked(arguments)
+    cases, silent = _parse(arguments)
 
     def say(lines: Iterable[str]) -> None:
         for line in () if silent else lines:
@@ -28,15 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     device = "cpu" if interpreted() else "cuda"
     unchecked = triton_missing(torch.device(device))
-    record: Record = describe(device) | {"unchecked": unchecked, "ceilings": tried(lambda: ceilings(device))}
-    say(report.opening(record))
+    record: Record = describe(device) | {"unchecked": unchecked, "ceilings": attempt(lambda: ceilings(device))}
+    say(report.header_lines(record))
     record |= {"cases": [], "compiled": []}
     for case in cases:
-        record["cases"].append(measured(case, device, record["ceilings"], unchecked))
-        say(report.of_case(record["cases"][-1]))
+        record["cases"].append(measure_case(case, device, record["ceilings"], unchecked))
+        say(report.case_lines(record["cases"][-1]))
     if device == "cpu" and not unchecked:
         record["compiled"] = compile_apart([case.name for case in cases])
-        say(report.of_compiled(record["compiled"]))
+        say(report.compiled_lines(record["compiled"]))
     parts = [record["ceilings"], *record["cases"], *record["compiled"]]
     record["failed"] = any("problem" in part or part.get("correct") is False for part in parts)
     record["seconds"] = time.perf_counter() - began
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(record["failed"])
 
 
-def _asked(arguments: Sequence[str] | None) -> tuple[list[Case], bool]:
+def _parse(arguments: Sequence[str] | None) -> tuple[list[Case], bool]:
     """The cases, and whether only JSON is wanted."""
     parser = argparse.ArgumentParser("python -m actqkv_kernels.bench", description="Check and time the kernels.")
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="only this case, or cases of it")

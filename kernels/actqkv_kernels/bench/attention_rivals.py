@@ -39,11 +39,12 @@ class Attended:
         return window * (self.keys - window) + window * (window + 1) // 2
 
     @property
-    def moved(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of queries, outputs, and the keys and values that are seen."""
         return 2 * bytes_of(self.query) + 2 * self.keys * bytes_of(self.pages[0, 0, :, 0])
 
     def arguments(self) -> dict[str, Any]:
+        """Those of `paged_attention`, by name."""
         return {
             "query": self.query,
             "keys": self.pages[:, 0],
@@ -55,7 +56,7 @@ class Attended:
             "rotation": self.rotation,
         }
 
-    def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
+    def gather(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries `(1, H, W, d)` and keys, and values `(1, Hkv, keys, d)`."""
         slots = torch.cat([self.far.slots, self.near.slots])
         positions = torch.cat([self.far.positions, self.near.positions]).flatten()[: self.keys]
@@ -65,26 +66,27 @@ class Attended:
 
 
 def sdpa(given: Attended, gathering: bool) -> Call:
-    """gathering: gather and rotate within the call."""
+    """torch's `scaled_dot_product_attention`. gathering: gather and rotate within the call."""
     window = given.query.shape[1]
     mask: Any = causal_lower_right(window, given.keys) if window > 1 else None
-    ready = None if gathering else given.gathered()
+    ready = None if gathering else given.gather()
 
     def run() -> Tensor:
-        query, key, value = ready or given.gathered()
+        query, key, value = ready or given.gather()
         return scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)[0]
 
     return _call(given, run)
 
 
 def flex_attention(given: Attended) -> Call:
-    attend, mask = _compiled(given.query.shape[1], given.keys, given.query.device)
-    ready = given.gathered()
+    """torch's FlexAttention, compiled, on keys that were gathered before."""
+    attend, mask = _compile_flex(given.query.shape[1], given.keys, given.query.device)
+    ready = given.gather()
     return _call(given, lambda: attend(*ready, block_mask=mask, enable_gqa=True)[0])
 
 
 @functools.cache
-def _compiled(window: int, keys: int, device: torch.device) -> tuple[Any, Any]:
+def _compile_flex(window: int, keys: int, device: torch.device) -> tuple[Any, Any]:
     from torch.nn.attention import flex_attention as flex
 
     mask = flex.create_block_mask(
@@ -96,4 +98,4 @@ def _compiled(window: int, keys: int, device: torch.device) -> tuple[Any, Any]:
 def _call(given: Attended, run: Any) -> Call:
     where = given.query_positions[1:].expand(2, -1).contiguous()
     reference = partial(paged_attention, **given.arguments() | {"query_positions": where}, backend="torch")
-    return Call(run, reference, "", given.moved)
+    return Call(run, reference, "", given.nbytes)

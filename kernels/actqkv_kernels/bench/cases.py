@@ -26,9 +26,9 @@ from actqkv_kernels.bench.calls import Call, Draw, Make, Shapes, bytes_of
 from actqkv_kernels.quantization import Bits, quantize_channels, quantize_rows
 
 LLAMA_8B = Shapes()
-ON_CPU = Shapes(window=128, fewer=10)
+ON_CPU = Shapes(window=128, divisor=10)
 INTERPRETED = Shapes(
-    heads=4, kv_heads=2, dim=32, block=16, sink=1, local=2, retrieved=3, window=40, layers=5, fewer=100
+    heads=4, kv_heads=2, dim=32, block=16, sink=1, local=2, retrieved=3, window=40, layers=5, divisor=100
 )
 
 EXACT, FP32, BF16 = 0.0, 1e-5, 1e-2  # allowed errors: of ids and copies, of sums in fp32, of results rounded to bf16
@@ -51,32 +51,32 @@ class Case:
 
 
 def _call(
-    operation: Callable[..., Any], *args: Any, shape: str, moved: int, operations: int | None = None, **kwargs: Any
+    operation: Callable[..., Any], *args: Any, shape: str, nbytes: int, operations: int | None = None, **kwargs: Any
 ) -> Call:
     run, reference = (partial(operation, *args, **kwargs, backend=backend) for backend in ("triton", "torch"))
-    return Call(run, reference, shape, moved, operations)
+    return Call(run, reference, shape, nbytes, operations)
 
 
 def _probe(shapes: Shapes, draw: Draw) -> Call:
     queries = draw.normal(shapes.window, shapes.heads, shapes.dim) + draw.normal(1, shapes.heads, shapes.dim)
     queries = queries.transpose(0, 1)
-    moved = bytes_of(queries) + 4 * shapes.heads * shapes.dim
-    return _call(activation_probe, queries, shape=f"{shapes.window} queries", moved=moved)
+    nbytes = bytes_of(queries) + 4 * shapes.heads * shapes.dim
+    return _call(activation_probe, queries, shape=f"{shapes.window} queries", nbytes=nbytes)
 
 
 def _means(shapes: Shapes, draw: Draw) -> Call:
     keys = draw.normal(shapes.window // shapes.block, shapes.kv_heads, shapes.block, shapes.dim)
     tokens = torch.full(keys.shape[:1], shapes.block, device=draw.device)
     tokens[-1] -= 5
-    moved = bytes_of(keys) * (shapes.block + 1) // shapes.block
-    return _call(mean_representatives, keys, tokens, shape=f"{len(keys)} blocks", moved=moved)
+    nbytes = bytes_of(keys) * (shapes.block + 1) // shapes.block
+    return _call(mean_representatives, keys, tokens, shape=f"{len(keys)} blocks", nbytes=nbytes)
 
 
 def _anchors(shapes: Shapes, draw: Draw) -> Call:
     keys = draw.normal(shapes.window // shapes.block, shapes.kv_heads, shapes.block, shapes.dim)
     mass = draw.normal(*keys.shape[:3], dtype=torch.float32)
-    moved = bytes_of(mass) + bytes_of(keys) * (4 + 1) // shapes.block  # four anchors, one mean
-    return _call(anchor_representatives, keys, mass, shape=f"{len(keys)} blocks", moved=moved)
+    nbytes = bytes_of(mass) + bytes_of(keys) * (4 + 1) // shapes.block  # four anchors, one mean
+    return _call(anchor_representatives, keys, mass, shape=f"{len(keys)} blocks", nbytes=nbytes)
 
 
 def _pages(window: bool, shapes: Shapes, draw: Draw) -> Call:
@@ -86,7 +86,7 @@ def _pages(window: bool, shapes: Shapes, draw: Draw) -> Call:
     count = -(-tokens // size)
     pages = torch.full((count + _UNLISTED, 2, heads, size, dim), torch.nan, dtype=fused.dtype, device=draw.device)
     representatives = torch.zeros((len(pages), heads, dim), dtype=fused.dtype, device=draw.device)
-    slots = draw.order(len(pages))[:count]
+    slots = draw.permutation(len(pages))[:count]
     offset = 0 if window else torch.tensor(size // 2, dtype=torch.int32, device=draw.device)
 
     def write(backend: Any) -> tuple[Tensor, Tensor]:
@@ -94,9 +94,9 @@ def _pages(window: bool, shapes: Shapes, draw: Draw) -> Call:
         write_pages(fused[:heads], fused[heads:], pages, slots, offset, means, backend)
         return pages.view(torch.int16), representatives  # copies agree to the bit
 
-    moved = 2 * bytes_of(fused) + (count * heads * dim * 2 if window else 0)
+    nbytes = 2 * bytes_of(fused) + (count * heads * dim * 2 if window else 0)
     shape = f"{tokens} tokens" + (", and means" if window else "")
-    return Call(partial(write, "triton"), partial(write, "torch"), shape, moved)
+    return Call(partial(write, "triton"), partial(write, "torch"), shape, nbytes)
 
 
 def _block_scores(document: str, kind: Literal["dot", "cosine"], bits: Bits | None, shapes: Shapes, draw: Draw) -> Call:
@@ -110,37 +110,37 @@ def _block_scores(document: str, kind: Literal["dot", "cosine"], bits: Bits | No
         keys,
         kind,
         shape=f"{blocks} blocks",
-        moved=bytes_of(keys, probe) + 4 * blocks,
+        nbytes=bytes_of(keys, probe) + 4 * blocks,
         operations=2 * blocks * shapes.kv_heads * shapes.dim,
     )
 
 
 def _density(document: str, shapes: Shapes, draw: Draw) -> Call:
     scores = draw.normal(shapes.blocks(DOCUMENTS[document]), dtype=torch.float32)
-    return _call(density, scores, shape=f"{len(scores)} blocks", moved=bytes_of(scores) + 4)
+    return _call(density, scores, shape=f"{len(scores)} blocks", nbytes=bytes_of(scores) + 4)
 
 
 def _top_blocks(document: str, shapes: Shapes, draw: Draw) -> Call:
     scores = draw.normal(shapes.blocks(DOCUMENTS[document]), dtype=torch.float32)
-    most = 2 * shapes.retrieved
+    max_blocks = 2 * shapes.retrieved
     count = torch.tensor(shapes.retrieved, dtype=torch.int32, device=draw.device)
     shape = f"{min(shapes.retrieved, len(scores))} of {len(scores)} blocks"
-    moved = bytes_of(scores) + 4 * most + 8
-    return _call(top_blocks, scores, count, shapes.sink, most, shape=shape, moved=moved)
+    nbytes = bytes_of(scores) + 4 * max_blocks + 8
+    return _call(top_blocks, scores, count, shapes.sink, max_blocks, shape=shape, nbytes=nbytes)
 
 
 def _shares(shapes: Shapes, draw: Draw) -> Call:
     densities = draw.normal(shapes.layers, dtype=torch.float32).sigmoid()
-    most, moved = shapes.blocks(DOCUMENTS["100K"]), (4 + 8) * shapes.layers
-    return _call(budget_shares, densities, shapes.retrieved, most, shape=f"{shapes.layers} layers", moved=moved)
+    max_blocks, nbytes = shapes.blocks(DOCUMENTS["100K"]), (4 + 8) * shapes.layers
+    return _call(budget_shares, densities, shapes.retrieved, max_blocks, shape=f"{shapes.layers} layers", nbytes=nbytes)
 
 
-def attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
+def make_attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
     """The last `window` tokens that were fed, and the pages that they attend to; positions are clamped."""
     size, local = shapes.block, shapes.local * shapes.block
     near_keys = local + max(window, _FED)
     far, near = shapes.sink + shapes.retrieved, -(-near_keys // size)
-    order = draw.order(far + near + _UNLISTED)
+    order = draw.permutation(far + near + _UNLISTED)
     pages = draw.normal(len(order), 2, shapes.kv_heads, size, shapes.dim)
     positions = torch.arange(near * size, dtype=torch.int32, device=draw.device)
     queries = positions[near_keys - window : near_keys]
@@ -163,16 +163,16 @@ def attended(window: int, shapes: Shapes, draw: Draw) -> Attended:
 
 
 def _attention(window: bool, bits: Bits | None, mass: bool, shapes: Shapes, draw: Draw) -> Call:
-    given = attended(shapes.window if window else 1, shapes, draw)
+    given = make_attended(shapes.window if window else 1, shapes, draw)
     query, pages = given.query, given.pages
-    moved = given.moved
+    nbytes = given.nbytes
     pool: dict[str, Any] = {"keys": pages[:, 0], "values": pages[:, 1]}
     if bits:
         pool = {"keys": quantize_channels(pool["keys"], bits), "values": quantize_rows(pool["values"], bits)}
         codes = 2 * given.keys * shapes.kv_heads * shapes.dim * bits // 8
         listed = len(given.far.slots) + len(given.near.slots)
         scales = listed * bytes_of(pool["keys"].scales[0]) + given.keys * bytes_of(pool["values"].scales[0, :, 0])
-        moved = 2 * bytes_of(query) + codes + scales
+        nbytes = 2 * bytes_of(query) + codes + scales
     else:  # what must not be read: keys behind the last query, and pages that no list names
         pages[given.near.slots[-1:].long(), :, :, (given.keys - 1) % shapes.block + 1 :] = torch.nan
         used = torch.zeros(len(pages), dtype=torch.bool, device=draw.device)
@@ -183,7 +183,7 @@ def _attention(window: bool, bits: Bits | None, mass: bool, shapes: Shapes, draw
         **given.arguments() | pool,
         return_mass=mass,
         shape=f"{query.shape[1]} x {shapes.heads} queries, {given.keys} keys",
-        moved=moved + (4 * shapes.kv_heads * given.keys if mass else 0),
+        nbytes=nbytes + (4 * shapes.kv_heads * given.keys if mass else 0),
         operations=4 * shapes.heads * shapes.dim * given.pairs,
     )
 
@@ -193,7 +193,7 @@ def _grouped(shapes: Shapes, draw: Draw) -> Call:
 
 
 def _rival(window: bool, way: Callable[[Attended], Call]) -> Make:
-    return lambda shapes, draw: way(attended(shapes.window if window else 1, shapes, draw))
+    return lambda shapes, draw: way(make_attended(shapes.window if window else 1, shapes, draw))
 
 
 def _sdpa(window: bool) -> dict[str, Make]:

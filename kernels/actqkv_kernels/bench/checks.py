@@ -1,12 +1,13 @@
 """Whether two ways agree, each on inputs of its own and with outputs that hold no old numbers."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from actqkv_kernels.bench.calls import Call
 
@@ -21,16 +22,16 @@ def check(make: Callable[[], Call], allowed: float, poison: bool = True) -> Reco
 
     def errors() -> Iterator[float]:
         expected, call = tensors(make().reference()), make()
-        with _poisoned() if poison else nullcontext():
+        with _Poisoned() if poison else nullcontext():
             found = tensors(call.run())
         for pair in zip(found, expected, strict=True):
             yield _error(*pair)
 
-    record = tried(lambda: {"error": max(errors())})
+    record = attempt(lambda: {"error": max(errors())})
     return {"allowed": allowed, "correct": record.get("error", torch.inf) <= allowed, **record}
 
 
-def tried(part: Callable[[], Record]) -> Record:
+def attempt(part: Callable[[], Record]) -> Record:
     """What a part of the work gives, or its `problem`: the other parts go on."""
     try:
         return part()
@@ -64,16 +65,9 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [output for output in outputs if output is not None]
 
 
-@contextmanager
-def _poisoned() -> Iterator[None]:
-    empty = torch.empty
-
-    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-        made = empty(*args, **kwargs)
-        return made.fill_(torch.nan if made.is_floating_point() else torch.iinfo(made.dtype).max)
-
-    torch.empty = poisoned
-    try:
-        yield
-    finally:
-        torch.empty = empty
+class _Poisoned(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.empty:
+            made.fill_(torch.nan if made.is_floating_point() else torch.iinfo(made.dtype).max)
+        return made

@@ -13,7 +13,7 @@ import actqkv_kernels
 from actqkv_kernels.ahead_of_time import compiling_for
 from actqkv_kernels.bench.calls import Call, Draw
 from actqkv_kernels.bench.cases import CASES, LLAMA_8B
-from actqkv_kernels.bench.checks import Record, tried
+from actqkv_kernels.bench.checks import Record, attempt
 
 CAPABILITIES = (80, 90)  # Ampere, Hopper
 
@@ -33,7 +33,7 @@ def compile_apart(names: Sequence[str]) -> list[Record]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _compiled(call: Call, capability: int) -> Record:
+def _compile(call: Call, capability: int) -> Record:
     with compiling_for(capability) as machines:
         call.run()
     return {"kernels": [asdict(machine) for machine in machines]}
@@ -44,7 +44,7 @@ def _main() -> None:
     for case in (case for case in CASES if case.name in sys.argv[1:]):
         call = case.make(LLAMA_8B, Draw("cpu", 0))
         for capability in CAPABILITIES:
-            found = tried(lambda call=call, capability=capability: _compiled(call, capability))  # type: ignore[misc]
+            found = attempt(lambda call=call, capability=capability: _compile(call, capability))  # type: ignore[misc]
             rows.append({"case": case.name, "capability": capability, **found})
     print(json.dumps(rows))
 

@@ -12,6 +12,7 @@ from actqkv_kernels.provenance import commit, processor, told
 
 
 def describe(device: str) -> dict[str, Any]:
+    """`machine` (with its `gpu`, None for "cpu"), `versions` and `commit`."""
     return {
         "machine": {
             "system": platform.platform(),

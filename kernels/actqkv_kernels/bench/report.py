@@ -9,7 +9,8 @@ _WIDTHS = (33, 30, 7, 9, 11, 11, 11, 8, 9, 6, 6, 7, 10, 5)
 _SHARES = ("copy", "read", "copy_of_as_much")
 
 
-def opening(record: Record) -> Iterator[str]:
+def header_lines(record: Record) -> Iterator[str]:
+    """The machine, its ceilings, what the columns mean, and their titles."""
     machine, ceilings = record["machine"], record["ceilings"]
     if gpu := machine["gpu"]:
         yield (
@@ -17,8 +18,8 @@ def opening(record: Record) -> Iterator[str]:
             f"L2 of {gpu['cache_bytes'] / 2**20:.0f} MiB, driver {gpu['driver']}"
         )
     yield f"{machine['processor']}: {machine['cores']} cores, {machine['threads']} threads; {machine['system']}"
-    told = (f"{name} {number}" for name, number in record["versions"].items() if number)
-    yield f"{', '.join(told)}; commit {record['commit'] or 'unknown'}"
+    versions = (f"{name} {number}" for name, number in record["versions"].items() if number)
+    yield f"{', '.join(versions)}; commit {record['commit'] or 'unknown'}"
     if "problem" in ceilings:
         yield f"ceilings: failed: {ceilings['problem']}"
     else:
@@ -40,7 +41,8 @@ def opening(record: Record) -> Iterator[str]:
     yield _line(_HEAD)
 
 
-def of_case(case: Record) -> Iterator[str]:
+def case_lines(case: Record) -> Iterator[str]:
+    """A case's row, and one for each of its rivals."""
     line = [case["name"], case.get("shape", ""), _small(case.get("error")), _small(case.get("allowed"))]
     if "milliseconds" not in case:
         yield f"{_line(line)}  {_why_not(case)}"
@@ -59,7 +61,8 @@ def of_case(case: Record) -> Iterator[str]:
             yield f"{_line(line)}  {_why_not(rival)}"
 
 
-def of_compiled(rows: Iterable[Record]) -> Iterator[str]:
+def compiled_lines(rows: Iterable[Record]) -> Iterator[str]:
+    """What `compile_apart` found, a row for each kernel."""
     yield ""
     yield "compiled for                     capability  kernel               registers  stack  shared  matrix units"
     for row in rows:

@@ -13,13 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 _CPU_CACHE_BYTES = 32 << 20  # about what there is
 _BEYOND = 2.5  # times the cache that inputs take, in turn
-_MOST_CALLS = {"cuda": 256, "cpu": 2}
+_MAX_CALLS = {"cuda": 256, "cpu": 2}
 _MILLISECONDS = {"cuda": 100, "cpu": 400}  # of one measurement
-_MOST = 200  # repetitions
+_MAX_REPETITIONS = 200
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Time:
     p80: float
 
 
-def calls_wanted(moved: int, device: str) -> int:
+def num_calls(nbytes: int, device: str) -> int:
     """How many calls that move so many bytes go beyond the cache, within reason."""
-    return min(max(int(_BEYOND * cache_bytes(device)) // moved + 1, 2), _MOST_CALLS[device])
+    return min(max(int(_BEYOND * cache_bytes(device)) // nbytes + 1, 2), _MAX_CALLS[device])
 
 
 @cache
@@ -55,7 +54,7 @@ def measure(calls: Sequence[Callable[[], Any]], device: str, graph: bool = True)
 
 def _on_cpu(run: Callable[[], Any]) -> list[float]:
     times: list[float] = []  # the first does not count, for what is made ready in it
-    while len(times) < 4 or (sum(times) < _MILLISECONDS["cpu"] and len(times) < _MOST):
+    while len(times) < 4 or (sum(times) < _MILLISECONDS["cpu"] and len(times) < _MAX_REPETITIONS):
         began = time.perf_counter()
         run()
         times.append((time.perf_counter() - began) * 1e3)
@@ -73,7 +72,7 @@ def _on_gpu(run: Callable[[], Any]) -> list[float]:
         return [start.elapsed_time(end) for start, end in pairwise(events)]
 
     once = min(repeated(3))
-    return repeated(min(max(int(_MILLISECONDS["cuda"] / once), 20), _MOST))
+    return repeated(min(max(int(_MILLISECONDS["cuda"] / once), 20), _MAX_REPETITIONS))
 
 
 def _recorded(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -109,16 +108,11 @@ def ceilings(device: str) -> dict[str, float]:
 
 
 @cache
-def copy_rate(moved: int, device: str) -> float:
+def copy_rate(nbytes: int, device: str) -> float:
     """Bytes/s, read and written, of the faster of two ways to copy so many bytes in all, from memory."""
-    count = max(moved // 8, 1)
-    pairs = [torch.randn((2, count), device=device) for _ in range(calls_wanted(moved, device))]
-
-    def negate(source: Tensor, target: Tensor) -> Tensor:
-        return torch.neg(source, out=target)
-
-    def copy(source: Tensor, target: Tensor) -> Tensor:
-        return target.copy_(source)
-
-    fastest = min(measure([partial(way, *pair) for pair in pairs], device).median for way in (negate, copy))
+    count = max(nbytes // 8, 1)
+    pairs = [torch.randn((2, count), device=device) for _ in range(num_calls(nbytes, device))]
+    negations = [partial(torch.neg, source, out=target) for source, target in pairs]
+    copies = [partial(target.copy_, source) for source, target in pairs]
+    fastest = min(measure(calls, device).median for calls in (negations, copies))
     return 8 * count / fastest * 1e3
