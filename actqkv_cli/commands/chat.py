@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from actqkv_cli.terminal import Check
 if TYPE_CHECKING:
     from actqkv_cli.engine.conversation import Conversation
     from actqkv_cli.engine.document import OpenDocument
+    from actqkv_cli.invocation import Invocation, Prompts
     from actqkv_cli.model.load import LoadedModel
 
 PROMPT = "> "
@@ -35,31 +36,35 @@ class _Chat:
     opened: "list[OpenDocument]"
     conversation: "Conversation"
     held: contextlib.ExitStack
-    said: tuple[str, str] | None = None  # the last question and its answer
+    last_turn: tuple[str, str] | None = None  # a question and its answer
     cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
-def run(
-    docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime, check: Check
-) -> Generator[str, str | None, None]:
+def run(docs: Sequence[str], every: bool, settings: Settings, call: "Invocation") -> "Prompts":
+    call.delegate(settings.keep_alive)
+    return converse(docs, every, settings, call)
+
+
+def converse(docs: Sequence[str], every: bool, settings: Settings, call: "Invocation") -> "Prompts":
     """Yields prompts and is sent lines, None at their end. Answers go to stdout, all else to stderr."""
-    chat = _open(docs, every, settings, runtime)
-    note(f"{_names(chat)}: ask, or /help")
-    try:
-        while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
-            try:
-                if line.strip().startswith("/"):
-                    chat = _command(chat, *line.strip().split(maxsplit=1))
-                elif line.strip():
-                    _answer(chat, line.strip(), check)
-            except KeyboardInterrupt:  # before the answer began
-                note("")
-            except OtherWorkerNeeded as error:
-                note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
-            except ActqkvError as error:
-                note_error(error)
-    finally:
-        chat.held.close()
+    with call.runtime() as runtime:
+        chat = _open(docs, every, settings, runtime)
+        note(f"{', '.join(document.reader.manifest.source.name for document in chat.opened)}: ask, or /help")
+        try:
+            while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
+                try:
+                    if line.strip().startswith("/"):
+                        chat = _command(chat, *line.strip().split(maxsplit=1))
+                    elif line.strip():
+                        _answer(chat, line.strip(), call.check)
+                except KeyboardInterrupt:  # before the answer began
+                    note("")
+                except OtherWorkerNeeded as error:
+                    note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
+                except ActqkvError as error:
+                    note_error(error)
+        finally:
+            chat.held.close()
 
 
 def _open(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime) -> _Chat:
@@ -73,10 +78,6 @@ def _open(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime
         return _Chat(runtime, settings, loaded, opened, Conversation(opened, loaded.model), held.pop_all())
 
 
-def _names(chat: _Chat) -> str:
-    return ", ".join(document.reader.manifest.source.name for document in chat.opened)
-
-
 def _answer(chat: _Chat, question: str, check: Check) -> None:
     from actqkv_cli.engine.answer import Sampling, decode
     from actqkv_cli.engine.session import session_over
@@ -85,11 +86,11 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
     settings, model, tokenizer = chat.settings, chat.loaded.model, chat.loaded.tokenizer
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
     budget = budget_of(settings, chat.opened, chat.conversation.context.said)
-    encoded = encode_question(tokenizer, question, before=chat.said)
-    said: list[str] = []
+    encoded = encode_question(tokenizer, question, before=chat.last_turn)
+    answer: list[str] = []
 
     def write(piece: str) -> None:
-        said.append(piece)
+        answer.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()
 
@@ -102,8 +103,8 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
         chat.conversation.add(run)
     sys.stdout.write("\n")
     sys.stdout.flush()
-    chat.cited = cited(run, "".join(said))
-    chat.said = question, "".join(said)
+    chat.last_turn = question, "".join(answer)
+    chat.cited = cited(run, chat.last_turn[1])
     pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]
     if chat.cited["supported"] is False:
         note("  Note: nothing of this answer stands in the sources.")
