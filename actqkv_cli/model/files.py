@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,19 +166,13 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _hash_file(path: Path, progress: Progress | None) -> str:
-    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
-    for chunk in _chunks(path):
-        digest.update(chunk)
-        done += len(chunk)
-        if progress is not None:
-            progress("hash", done, size)
-    return digest.hexdigest()
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
+    digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
-            yield chunk
+            digest.update(chunk)
+            if progress is not None:
+                progress("hash", file.tell(), size)
+    return digest.hexdigest()
 
 
 def _hash_json(value: object) -> str:

@@ -95,8 +95,7 @@ def like(tensors: Mapping[str, Tensor]) -> dict[str, Like]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    """Writes `tensors` as one safetensors file; the same tensors give the same bytes. Raises DiskFull,
-    ActqkvError."""
+    """Writes `tensors` as one safetensors file; the same tensors give the same bytes. Raises DiskFull, ActqkvError."""
     header, order = file_header(like(tensors))
 
     def chunks() -> Iterator[Buffer]:
