@@ -2,14 +2,20 @@
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from actqkv_cli import __version__
 from actqkv_cli.retrieval.names import policy_names
+
+if TYPE_CHECKING:
+    from actqkv_cli.config import Settings
+
+Record = TypeVar("Record")
 
 app = typer.Typer(
     name="actqkv",
@@ -133,11 +139,7 @@ def ingest(
     environ = dict(os.environ)  # before libraries add to it
     from actqkv_cli.commands import ingest as command
 
-    settings = _settings(
-        model=model, budget=budget, window=window, positions=positions, prefill=prefill, baselines=baselines,
-        device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home, keep_alive=keep_alive,
-    )  # fmt: skip
-    command.run(paths, name, settings, as_json, quiet, environ)
+    command.run(paths, name, _settings(locals()), as_json, quiet, environ)
 
 
 @app.command()
@@ -178,12 +180,9 @@ def ask(
     """Answer a question from a document, with the pages that the answer rests on."""
     from actqkv_cli.commands import ask as command
 
-    settings = _settings(
-        policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        model=model, device=device, offline=offline, home=home, keep_alive=keep_alive,
-    )  # fmt: skip
     output = "jsonl" if jsonl else "json" if as_json else "text"
-    return command.run(question, file, command.Options(doc or [], every, output, explain, quiet), settings, context.obj)
+    options = command.Options(doc or [], every, output, explain, quiet)
+    return command.run(question, file, options, _settings(locals()), context.obj)
 
 
 @app.command()
@@ -204,11 +203,7 @@ def chat(
     """Talk about a document: a conversation that remembers what was said."""
     from actqkv_cli.commands import chat as command
 
-    settings = _settings(
-        policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, model=model, device=device,
-        offline=offline, home=home, keep_alive=keep_alive,
-    )  # fmt: skip
-    return command.run(doc or [], every, settings, context.obj)
+    return command.run(doc or [], every, _settings(locals()), context.obj)
 
 
 @app.command()
@@ -230,7 +225,7 @@ def serve(
     """Answer as OpenAI's chat completions do, until Ctrl-C: a document is a model, or a field "documents"."""
     from actqkv_cli.commands import serve as command
 
-    command.run(host, port, doc, _settings(token=token, model=model, device=device, offline=offline, home=home))
+    command.run(host, port, doc, _settings(locals()))
 
 
 @app.command()
@@ -238,7 +233,7 @@ def ls(home: Home = None, as_json: Json = False) -> None:
     """List the documents, the latest first."""
     from actqkv_cli.commands import library
 
-    library.ls(_settings(home=home), as_json)
+    library.ls(_settings(locals()), as_json)
 
 
 @app.command()
@@ -250,7 +245,7 @@ def show(
     """Show what a document's store holds and how it was made."""
     from actqkv_cli.commands import library
 
-    library.show(doc, _settings(home=home), as_json)
+    library.show(doc, _settings(locals()), as_json)
 
 
 @app.command()
@@ -263,7 +258,7 @@ def rm(
     """Remove documents from the library. Asks first."""
     from actqkv_cli.commands import library
 
-    library.rm(docs, _settings(home=home), yes, as_json)
+    library.rm(docs, _settings(locals()), yes, as_json)
 
 
 @app.command()
@@ -275,7 +270,7 @@ def verify(
     """Check every checksum of a document, and that its model is still the one that read it."""
     from actqkv_cli.commands import library
 
-    library.verify(doc, _settings(home=home), as_json)
+    library.verify(doc, _settings(locals()), as_json)
 
 
 models = typer.Typer(help="The models that are known by name.", invoke_without_command=True)
@@ -289,7 +284,7 @@ def models_list(context: typer.Context, device: Device = None, as_json: Json = F
     if context.invoked_subcommand is None:
         from actqkv_cli.commands import models as command
 
-        command.ls(_settings(device=device), as_json)
+        command.ls(_settings(locals()), as_json)
 
 
 @models.command("fetch")
@@ -297,19 +292,15 @@ def models_fetch(name: Name, offline: Offline = None, quiet: Quiet = False, as_j
     """Fetch a model and convert it, ahead of its first use. An interrupted fetch is resumed."""
     from actqkv_cli.commands import models as command
 
-    command.fetch(name, _settings(offline=offline), quiet, as_json)
+    command.fetch(name, _settings(locals()), quiet, as_json)
 
 
 @models.command("rm")
-def models_rm(
-    name: Name,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
+def models_rm(name: Name, yes: Yes = False, as_json: Json = False) -> None:
     """Remove a model from this machine. Asks first; documents that it has read need it again."""
     from actqkv_cli.commands import models as command
 
-    command.rm(name, _settings(), yes, as_json)
+    command.rm(name, _settings(locals()), yes, as_json)
 
 
 worker = typer.Typer(help="The background process that keeps the model loaded between questions.", no_args_is_help=True)
@@ -348,10 +339,7 @@ def plan(
     """Say what reading a document would take here, and whether keeping its cache pays, before any work is done."""
     from actqkv_cli.commands import plan as command
 
-    settings = _settings(
-        model=model, budget=budget, baselines=baselines, device=device, dtype=dtype, offline=offline, home=home
-    )
-    command.run(path, synthetic_model, settings, as_json)
+    command.run(path, synthetic_model, _settings(locals()), as_json)
 
 
 bench = typer.Typer(help="Measure, each figure beside what it is compared with.", no_args_is_help=True)
@@ -415,14 +403,7 @@ def bench_quality(
     """Policies side by side at equal budgets: fidelity to full attention, what is found, and what is answered."""
     from actqkv_cli.commands import bench as command
 
-    options = command.Quality(
-        sources=sources, policies=policies.split(","), budgets=command.numbers("--budgets", budgets),
-        tokens=command.numbers("--tokens", tokens) if tokens else [], questions=questions, depths=depths, seed=seed,
-        haystack=haystack, doc=doc, generate=generate, unanswerable=unanswerable, together=together, out=out,
-        picture=picture, markdown=markdown, as_json=as_json,
-    )  # fmt: skip
-    settings = _settings(model=model, positions=positions, prefill=prefill, device=device, dtype=dtype, home=home)
-    command.quality(options, settings)
+    command.quality(_filled(command.Quality, locals()), _settings(locals()))
 
 
 @bench.command("speed")
@@ -453,14 +434,7 @@ def bench_speed(
     a resident one; decoding and reading beside the stock model's; and what this machine could do."""
     from actqkv_cli.commands import bench as command
 
-    options = command.Speed(
-        file=file, doc=doc, tokens=tokens, synthetic=synthetic_model, rounds=rounds, stock_tokens=stock_tokens,
-        full_tokens=full_tokens, max_tokens=max_tokens, picture=picture, as_json=as_json,
-    )  # fmt: skip
-    settings = _settings(
-        model=model, policy=policy, budget=budget, device=device, dtype=dtype, offline=offline, home=home
-    )
-    command.speed(options, settings)
+    command.speed(_filled(command.Speed, locals()), _settings(locals()))
 
 
 @bench.command("decode")
@@ -478,8 +452,7 @@ def bench_decode(
     """What a decoding step takes, beside reading the weights, over random documents of any length."""
     from actqkv_cli.commands import bench as command
 
-    settings = _settings(budget=budget, device=device, dtype=dtype)
-    command.decode(synthetic_model, tokens, policies.split(","), rounds, max_tokens, settings, as_json)
+    command.decode(synthetic_model, tokens, policies.split(","), rounds, max_tokens, _settings(locals()), as_json)
 
 
 @bench.command("ingest")
@@ -496,11 +469,16 @@ def bench_ingest(
     """Tokens per second of reading, beside the stock model's over the same windows without history."""
     from actqkv_cli.commands import bench as command
 
-    settings = _settings(model=model, budget=budget, window=window, device=device, dtype=dtype)
-    command.ingest(path, rounds, settings, as_json)
+    command.ingest(path, rounds, _settings(locals()), as_json)
 
 
-def _settings(**flags: Any) -> Any:
-    from actqkv_cli.config import load_settings
+def _settings(options: Mapping[str, Any]) -> "Settings":
+    """The settings in force: every option of a command that is named as one of them sets it."""
+    from actqkv_cli.config import Settings, load_settings
 
-    return load_settings(**flags)
+    return load_settings(**{name: value for name, value in options.items() if name in Settings.model_fields})
+
+
+def _filled(kind: type[Record], options: Mapping[str, Any]) -> Record:
+    """A dataclass from the options of a command that are named as its fields."""
+    return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]

@@ -57,15 +57,19 @@ def note_hanging(label: str, pieces: Sequence[tuple[str, bool]]) -> None:
         label = " " * len(label)
 
 
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+def write_out(text: str) -> None:
+    """Text to stdout, at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    write_out(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def print_event(kind: str, **fields: Any) -> None:
     """One event of a JSON-lines stream."""
-    sys.stdout.write(json.dumps({"type": kind, **fields}, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    write_out(json.dumps({"type": kind, **fields}, ensure_ascii=False) + "\n")
 
 
 def confirmed(question: str) -> bool:

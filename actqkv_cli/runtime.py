@@ -60,7 +60,8 @@ class Runtime:
         with contextlib.ExitStack() as locks:
             for entry in entries:
                 locks.enter_context(reading(settings.home, entry.id))
-            loaded = self._load([_manifest(entry) for entry in entries], settings, quiet)
+            manifests = [entry.manifest for entry in entries if entry.manifest]  # `find` gives committed ones only
+            loaded = self._load(manifests, settings, quiet)
             yield loaded.model, loaded.documents
 
     def prune(self) -> None:
@@ -114,8 +115,3 @@ def _check_same(loaded: _Loaded, files: "ModelFiles", dtype: str, settings: Sett
         choose_device(settings.device),
     ):
         raise OtherWorkerNeeded(f"another model is loaded here: {model.files.name} on {model.device}")
-
-
-def _manifest(entry: Entry) -> Manifest:
-    assert entry.manifest is not None  # `find` gives committed documents only
-    return entry.manifest

@@ -13,7 +13,7 @@ from actqkv_cli.answering import budget_of, bytes_read, documents, record, witho
 from actqkv_cli.commands.answers import Clock, show_sources
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.output import note, print_event, print_json
+from actqkv_cli.output import note, print_event, print_json, write_out
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.run import Run
@@ -90,8 +90,7 @@ def _answer(
             write = without_trailing_space(_writer(options.output))
             answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, check)
         if options.output == "text":
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            write_out("\n")
         result = record(started, answer, opened, settings.policy, budget, settings.seed)
         clock.since_start("total")
         result["usage"]["bytes_read"] = bytes_read(opened)
@@ -174,15 +173,10 @@ def _import() -> None:
 
 
 def _writer(output: str) -> Callable[[str], None]:
-    def text(piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
-    def event(piece: str) -> None:
-        print_event("token", text=piece)
-
-    writers: dict[str, Callable[[str], None]] = {"text": text, "jsonl": event, "json": lambda piece: None}
-    return writers[output]
+    """What takes the pieces of an answer as they come."""
+    if output == "text":
+        return write_out
+    return lambda piece: print_event("token", text=piece) if output == "jsonl" else None
 
 
 def _blocks(run: "Run") -> dict[str, Any]:

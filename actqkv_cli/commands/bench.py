@@ -36,14 +36,15 @@ def numbers(option: str, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Quality:
-    """What `bench quality` is asked for. sources: files of questions or names of generators; tokens: of a document,
-    files' contexts are joined to it; questions: at most, of each source; unanswerable: whether those of other documents
-    are asked too; together: whether each is put to all documents; out: a folder that keeps what was measured."""
+    """What `bench quality` is asked for. sources: files of questions or names of generators; policies, budgets, tokens:
+    several, separated by commas; tokens: of a document, files' contexts are joined to it; questions: at most, of each
+    source; unanswerable: whether those of other documents are asked too; together: whether each is put to all
+    documents; out: a folder that keeps what was measured."""
 
     sources: list[str]
-    policies: list[str]
-    budgets: list[int]
-    tokens: list[int]
+    policies: str
+    budgets: str
+    tokens: str | None
     questions: int | None
     depths: int
     seed: int
@@ -59,7 +60,7 @@ class Quality:
 
 
 def quality(options: Quality, settings: Settings) -> None:
-    """A row for each policy and budget over all questions, the paired differences, and a picture if one is options."""
+    """A row for each policy and budget over all questions, the paired differences, and a picture if one is wanted."""
     from actqkv_cli.bench import paired, pictures, report
     from actqkv_cli.bench.examples import unanswerable
     from actqkv_cli.bench.quality import REFERENCE
@@ -67,11 +68,13 @@ def quality(options: Quality, settings: Settings) -> None:
     from actqkv_cli.bench.yardsticks import GOLD, YARDSTICKS
     from actqkv_cli.retrieval.policies import check_policy
 
-    for budget in options.budgets:
+    policies, budgets = options.policies.split(","), numbers("--budgets", options.budgets)
+    lengths = numbers("--tokens", options.tokens) if options.tokens else []
+    for budget in budgets:
         load_settings(budget=budget)  # the same bounds as everywhere
-    for policy in set(options.policies) - set(YARDSTICKS):
+    for policy in set(policies) - set(YARDSTICKS):
         check_policy(policy)
-    if not options.generate and (options.unanswerable or set(options.policies) & set(YARDSTICKS)):
+    if not options.generate and (options.unanswerable or set(policies) & set(YARDSTICKS)):
         raise UsageError("what is answered shows in answers only", "add --generate")
     if options.unanswerable and options.together:
         raise UsageError("put to all documents at once, no question is without its own", "leave out --together")
@@ -81,16 +84,14 @@ def quality(options: Quality, settings: Settings) -> None:
     known = entry.manifest.model if entry and entry.manifest and settings.model == "default" else {}
     spec, dtype = known.get("name", settings.model), known.get("dtype", settings.dtype)
     loaded = load(locate(spec, settings, quiet=options.as_json), dtype, settings)
-    examples = _examples(options, loaded, entry)
-    if GOLD in options.policies and any(example.document for example in examples):
+    examples = _examples(options, lengths, loaded, entry)
+    if GOLD in policies and any(example.document for example in examples):
         raise UsageError("these questions come without passages, so gold has nothing to read", "leave gold out")
     if options.unanswerable:
         examples += unanswerable(examples)
     without_budget = (REFERENCE, GOLD)
-    plan: list[Setting] = [(policy, 0) for policy in without_budget if policy in options.policies]
-    plan += [
-        (policy, budget) for policy in options.policies if policy not in without_budget for budget in options.budgets
-    ]
+    plan: list[Setting] = [(policy, 0) for policy in without_budget if policy in policies]
+    plan += [(policy, budget) for policy in policies if policy not in without_budget for budget in budgets]
     with contextlib.ExitStack() as stack:
         folder = options.out or stack.enter_context(scratch(settings.home))
         show = stack.enter_context(progress(quiet=options.as_json))
@@ -113,7 +114,8 @@ def quality(options: Quality, settings: Settings) -> None:
         sys.stdout.write(report.table(summaries, differences))
 
 
-def _examples(options: Quality, loaded: "LoadedModel", entry: Entry | None) -> "list[Example]":
+def _examples(options: Quality, lengths: list[int], loaded: "LoadedModel", entry: Entry | None) -> "list[Example]":
+    """The questions of all sources. lengths: of their documents in tokens; without any, each source's own default."""
     from actqkv_cli.bench.examples import joined
     from actqkv_cli.bench.formats import read_examples
     from actqkv_cli.bench.generators import GENERATORS, generate, needle_grid
@@ -128,18 +130,18 @@ def _examples(options: Quality, loaded: "LoadedModel", entry: Entry | None) -> "
             if haystack is None:
                 raise UsageError("the needle needs a haystack", "give a document with --haystack")
             depths = [place / max(options.depths - 1, 1) for place in range(options.depths)]
-            examples += needle_grid(haystack, options.tokens or [4000, 8000, 16000], depths, options.seed, count)
+            examples += needle_grid(haystack, lengths or [4000, 8000, 16000], depths, options.seed, count)
         elif source in GENERATORS:
-            for tokens in options.tokens or [16000]:
+            for tokens in lengths or [16000]:
                 examples += generate(source, tokens, options.questions or 60, options.seed, count, haystack)
         else:
             found = read_examples(Path(source))
             if entry is not None:
                 found = [replace(e, document=entry.id) for e in found if e.document == entry.name]
             found = found[: options.questions]
-            for tokens in options.tokens:
+            for tokens in lengths:
                 examples += joined(found, tokens, count)
-            examples += found if not options.tokens else []
+            examples += found if not lengths else []
     if not examples:
         raise UsageError("there are no questions to ask")
     return examples
@@ -148,12 +150,12 @@ def _examples(options: Quality, loaded: "LoadedModel", entry: Entry | None) -> "
 @dataclass(frozen=True)
 class Speed:
     """What `bench speed` is asked for: a document of the library, or a file, or neither: then a text of about `tokens`
-    tokens. synthetic: the name of a shape. The rest: see `bench.speed.Measurement`."""
+    tokens. synthetic_model: the name of a shape. The rest: see `bench.speed.Measurement`."""
 
     file: Path | None
     doc: str | None
     tokens: int
-    synthetic: str | None
+    synthetic_model: str | None
     rounds: int
     stock_tokens: int
     full_tokens: int
@@ -163,12 +165,12 @@ class Speed:
 
 
 def speed(options: Speed, settings: Settings) -> None:
-    """Every way of asking, decoding and reading, side by side: a table or JSON, and a picture if one is options."""
+    """Every way of asking, decoding and reading, side by side: a table or JSON, and a picture if one is wanted."""
     from actqkv_cli.bench import pictures, speed, speed_report
     from actqkv_cli.model.load import choose_device, choose_dtype
     from actqkv_cli.retrieval.policies import check_policy
 
-    if options.doc is not None and (options.file or options.synthetic):
+    if options.doc is not None and (options.file or options.synthetic_model):
         raise UsageError("--doc is in the library already, read by its own model", "leave the file and the model out")
     check_policy(settings.policy)
     if options.picture:
@@ -209,13 +211,13 @@ def speed(options: Speed, settings: Settings) -> None:
 def _model_folder(options: Speed, settings: Settings, dtype: str, device: "torch.device") -> Path:
     from actqkv_cli.model.synthetic import TOKENIZER, synthetic_model
 
-    synthetic_config(options.synthetic, settings)  # there is such a model, before anything is fetched
-    if options.synthetic is None:
+    synthetic_config(options.synthetic_model, settings)  # there is such a model, before anything is fetched
+    if options.synthetic_model is None:
         return locate(settings.model, settings, quiet=options.as_json).folder
     folder = locate(TOKENIZER, settings, quiet=options.as_json).folder
     with progress(options.as_json, "bytes") as show:
         return synthetic_model(
-            options.synthetic, folder, settings.cache / "models", dtype=dtype, device=device, progress=show
+            options.synthetic_model, folder, settings.cache / "models", dtype=dtype, device=device, progress=show
         )
 
 

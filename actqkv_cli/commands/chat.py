@@ -1,7 +1,6 @@
 """actqkv chat: a conversation over documents, which remembers what was said."""
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from actqkv_cli.answering import budget_of, cited, documents, without_trailing_s
 from actqkv_cli.commands.answers import show_sources
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
-from actqkv_cli.output import note, note_error
+from actqkv_cli.output import note, note_error, write_out
 from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
 from actqkv_cli.terminal import Check
 
@@ -91,8 +90,7 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
 
     def write(piece: str) -> None:
         answer.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        write_out(piece)
 
     with session_over(model, chat.conversation.context, budget) as session:
         check()
@@ -101,8 +99,7 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             decode(run, model, tokenizer, sampling, without_trailing_space(write), check)
         chat.conversation.add(run)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    write_out("\n")
     chat.last_turn = question, "".join(answer)
     chat.cited = cited(run, chat.last_turn[1])
     pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]

@@ -89,7 +89,9 @@ def rm(name: str, settings: Settings, yes: bool, as_json: bool) -> None:
     folder = folder_of(model, models)
     paths = [path for path in (folder, leftovers_of(model, models)) if path.is_dir()]
     size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
-    _refuse_loaded(model)
+    status = worker.running()
+    if status and status["model"] in (model.name, *model.aliases):
+        raise UsageError(f"the worker has {model.name} loaded", "`actqkv worker stop` ends it")
     if not paths:
         note(f"{model.name} is not here")
     elif yes or confirmed(f"Remove {model.name} ({size / 1e6:,.0f} MB)?"):
@@ -107,9 +109,3 @@ def _known(name: str) -> KnownModel:
     if model is None:
         raise UsageError(f"no model is called {name!r}", f"there are {catalogue.NAMES}")
     return model
-
-
-def _refuse_loaded(model: KnownModel) -> None:
-    status = worker.running()
-    if status and status["model"] in (model.name, *model.aliases):
-        raise UsageError(f"the worker has {model.name} loaded", "`actqkv worker stop` ends it")

@@ -107,11 +107,14 @@ def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
 
 
 def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> None:
+    from transformers import AutoTokenizer
+
     kind = header["tokenizer.ggml.model"]
     if kind == "gpt2":
         byte_level_tokenizer(header).save(str(target / "tokenizer.json"))
     elif kind == "llama":
-        _sentencepiece_tokenizer(source).save(str(target / "tokenizer.json"))
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
+        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     else:
         raise UsageError(f"the GGUF file has a tokenizer of type {kind}, which is not supported")
     tokens = header["tokenizer.ggml.tokens"]
@@ -162,10 +165,3 @@ def byte_level_tokenizer(header: dict[str, Any]) -> Any:
         elif kind == _USER_DEFINED:
             tokenizer.add_tokens([AddedToken(word, normalized=False, special=False)])
     return tokenizer
-
-
-def _sentencepiece_tokenizer(source: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
-    return tokenizer.backend_tokenizer

@@ -27,7 +27,7 @@ def fake(
     context: typer.Context, words: list[str], keep_alive: main.KeepAlive = None, as_json: main.Json = False
 ) -> Generator[str, str | None, None] | None:
     """What a test asks for."""
-    context.obj.delegate(main._settings(keep_alive=keep_alive).keep_alive)
+    context.obj.delegate(main._settings(locals()).keep_alive)
     return globals()[words[0]](context.obj, *words[1:])
 
 
