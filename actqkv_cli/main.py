@@ -158,7 +158,7 @@ def ask(
         ),
     ] = None,
     doc: Docs = None,
-    every: All = False,
+    all_documents: All = False,
     policy: Policy = None,
     budget: Budget = None,
     max_tokens: MaxTokens = None,
@@ -181,7 +181,7 @@ def ask(
     from actqkv_cli.commands import ask as command
 
     output = "jsonl" if jsonl else "json" if as_json else "text"
-    options = command.Options(doc or [], every, output, explain, quiet)
+    options = command.Options(doc or [], all_documents, output, explain, quiet)
     return command.run(question, file, options, _settings(locals()), context.obj)
 
 
@@ -189,7 +189,7 @@ def ask(
 def chat(
     context: typer.Context,
     doc: Docs = None,
-    every: All = False,
+    all_documents: All = False,
     policy: Policy = None,
     budget: Budget = None,
     max_tokens: MaxTokens = None,
@@ -203,7 +203,7 @@ def chat(
     """Talk about a document: a conversation that remembers what was said."""
     from actqkv_cli.commands import chat as command
 
-    return command.run(doc or [], every, _settings(locals()), context.obj)
+    return command.run(doc or [], all_documents, _settings(locals()), context.obj)
 
 
 @app.command()

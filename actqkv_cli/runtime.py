@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import load, located
+from actqkv_cli.loading import fetch_files, load
 from actqkv_cli.store.library import Entry
 from actqkv_cli.store.locks import reading
 from actqkv_cli.store.manifest import Manifest, check_identity, decisive
@@ -82,7 +82,7 @@ class Runtime:
 
     def _load(self, manifests: Sequence[Manifest], settings: Settings, quiet: bool) -> _Loaded:
         spec = manifests[0].model["name"] if settings.model == "default" else settings.model
-        files, dtype = located(spec, settings, quiet), manifests[0].geometry.dtype
+        files, dtype = fetch_files(spec, settings, quiet), manifests[0].geometry.dtype
         ours = {**files.identity, "dtype": dtype}
         for manifest in manifests:
             check_identity(decisive(manifest.model), decisive(ours))

@@ -39,15 +39,15 @@ class _Chat:
     cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
-def run(docs: Sequence[str], every: bool, settings: Settings, call: "Invocation") -> "Prompts":
+def run(docs: Sequence[str], all_documents: bool, settings: Settings, call: "Invocation") -> "Prompts":
     call.delegate(settings.keep_alive)
-    return converse(docs, every, settings, call)
+    return converse(docs, all_documents, settings, call)
 
 
-def converse(docs: Sequence[str], every: bool, settings: Settings, call: "Invocation") -> "Prompts":
+def converse(docs: Sequence[str], all_documents: bool, settings: Settings, call: "Invocation") -> "Prompts":
     """Yields prompts and is sent lines, None at their end. Answers go to stdout, all else to stderr."""
     with call.runtime() as runtime:
-        chat = _open(docs, every, settings, runtime)
+        chat = _open(docs, all_documents, settings, runtime)
         note(f"{', '.join(document.reader.manifest.source.name for document in chat.opened)}: ask, or /help")
         try:
             while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
@@ -66,9 +66,9 @@ def converse(docs: Sequence[str], every: bool, settings: Settings, call: "Invoca
             chat.held.close()
 
 
-def _open(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime) -> _Chat:
+def _open(docs: Sequence[str], all_documents: bool, settings: Settings, runtime: Runtime) -> _Chat:
     """Documents and their model; the documents are locked, and stay open, until `held` is closed."""
-    entries = documents(docs, every, settings.home)
+    entries = documents(docs, all_documents, settings.home)
     with contextlib.ExitStack() as held:
         loaded, cache = held.enter_context(runtime.loaded(entries, settings, quiet=False))
         from actqkv_cli.engine.conversation import Conversation

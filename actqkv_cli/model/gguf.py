@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError, first_line, out_of_memory, out_of_space
-from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.files import write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
@@ -24,10 +24,10 @@ _SPLIT = (
 _DIGITS = {"llama-bpe": "{1,3}", "qwen2": "", "deepseek-r1-qwen": ""}
 
 
-def converted(path: Path, models: Path, digest: str, progress: Progress | None = None) -> Path:
+def convert_once(path: Path, models: Path, digest: str, progress: Progress | None = None) -> Path:
     """The folder below `models` that holds the GGUF file's model; `digest` is the file's sha256."""
     folder = converted_folder(models, path, digest)
-    return made_once(folder, lambda scratch: convert_gguf(path, scratch / "model", progress))
+    return make_once(folder, lambda scratch: convert_gguf(path, scratch / "model", progress))
 
 
 def converted_folder(models: Path, path: Path, digest: str) -> Path:
@@ -47,13 +47,13 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     size = path.stat().st_size
     done = 0
 
-    def converted(more: int) -> None:
+    def advance(more: int) -> None:
         nonlocal done
         done = min(done + more, size)
         if progress is not None:
             progress("convert", done, size)
 
-    converted(0)
+    advance(0)
     reader, header = _read(path)
     refuse_unfit({"model_type": header["general.architecture"]})
     _refuse_scaled_rotary(header)
@@ -64,7 +64,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
-            refuse_unfit(write_weights(reader, config, target, converted))
+            refuse_unfit(write_weights(reader, config, target, advance))
             _convert_tokenizer(source, header, target)
     except (ActqkvError, OSError):
         raise
@@ -74,7 +74,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
         if out_of_space(error):
             raise DiskFull(f"no space left to convert {path.name}") from error
         raise UsageError(f"{path.name} cannot be converted: {first_line(error)}") from error
-    converted(size)
+    advance(size)
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:

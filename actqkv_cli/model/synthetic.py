@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.files import WEIGHTS_INDEX, write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
@@ -118,7 +118,7 @@ def synthetic_model(
                 f"{name} takes {2 * parameters / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free in {models}",
                 "choose a smaller one, or another place with ACTQKV_CACHE",
             )
-    return made_once(folder, lambda scratch: _make(config, tokenizer, scratch / "model", progress))
+    return make_once(folder, lambda scratch: _make(config, tokenizer, scratch / "model", progress))
 
 
 def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progress | None) -> None:

@@ -269,7 +269,7 @@ class Worker:
         from actqkv_cli import invocation
         from actqkv_cli.runtime import OtherWorkerNeeded
 
-        self._step_into(client.request)
+        self._enter_surroundings(client.request)
         if client.conversation is not None and client.call is not None:
             return invocation.next_prompt(client.call, client.conversation, line)
         client.call = invocation.Invocation(
@@ -291,7 +291,7 @@ class Worker:
             raise Declined
         self._keep_alive = keep_alive
 
-    def _step_into(self, request: dict[str, Any]) -> None:
+    def _enter_surroundings(self, request: dict[str, Any]) -> None:
         """The client's environment and folder. What a library has put into the environment for itself stays."""
         new = request["environ"]
         for name in self._environ.keys() - new.keys():
