@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from actqkv_cli.errors import ActqkvError, UsageError
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -30,6 +30,7 @@ class PartlyFailed(ActqkvError):
 
 
 def stderr() -> Console:
+    """A rich console on stderr, which changes nothing of what it is given."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
@@ -64,6 +65,7 @@ def write_out(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
+    """The one JSON object of a command with --json."""
     write_out(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -89,7 +91,7 @@ def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Progress]:
     unit: what is counted; a stage that counts something else says so: "asking/questions".
     """
     if quiet:
-        yield lambda stage, done, total: None
+        yield silent
         return
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

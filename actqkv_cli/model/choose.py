@@ -22,6 +22,7 @@ class Choice:
 
     @property
     def needed(self) -> int:
+        """Bytes that the model takes in `dtype`."""
         return self.model.memory_bytes(self.dtype)
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -75,7 +75,7 @@ class Digests:
         self._known = self._read()
         self._new: dict[str, Any] = {}
 
-    def of_file(self, path: Path, progress: Progress | None = None) -> str:
+    def of_file(self, path: Path, progress: Progress = silent) -> str:
         """The sha256 of the file's bytes."""
         blob = path.resolve()
         if path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
@@ -90,6 +90,7 @@ class Digests:
         )
 
     def save(self) -> None:
+        """Write what was hashed since the file was read."""
         if not self._new:
             return
         with contextlib.suppress(OSError):
@@ -119,7 +120,7 @@ class Digests:
         return digest
 
 
-def identity_of(folder: Path, digests: Digests, progress: Progress | None = None) -> dict[str, str]:
+def identity_of(folder: Path, digests: Digests, progress: Progress = silent) -> dict[str, str]:
     """The digests of the model in `folder`. Raises UsageError for a file that is not what it should be."""
     weights = {path.name: digests.of_file(path, progress) for path in weight_files(folder)}
     config = read_json(folder / "config.json")
@@ -165,13 +166,12 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def _hash_file(path: Path, progress: Progress | None) -> str:
+def _hash_file(path: Path, progress: Progress) -> str:
     digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
-            if progress is not None:
-                progress("hash", file.tell(), size)
+            progress("hash", file.tell(), size)
     return digest.hexdigest()
 
 
@@ -192,6 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """The same object always gives the same bytes."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.files import write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 _SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -24,17 +24,18 @@ _SPLIT = (
 _DIGITS = {"llama-bpe": "{1,3}", "qwen2": "", "deepseek-r1-qwen": ""}
 
 
-def convert_once(path: Path, models: Path, digest: str, progress: Progress | None = None) -> Path:
+def convert_once(path: Path, models: Path, digest: str, progress: Progress = silent) -> Path:
     """The folder below `models` that holds the GGUF file's model; `digest` is the file's sha256."""
     folder = converted_folder(models, path, digest)
     return make_once(folder, lambda scratch: convert_gguf(path, scratch / "model", progress))
 
 
 def converted_folder(models: Path, path: Path, digest: str) -> Path:
+    """Where below `models` the model of a GGUF file is, once converted; `digest` is the file's sha256."""
     return models / f"{path.stem}-{digest[:12]}"
 
 
-def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
+def convert_gguf(path: Path, target: Path, progress: Progress = silent) -> None:
     """Writes the GGUF file's model to the new folder `target`, as bfloat16 safetensors, with its tokenizer.
 
     The files are the same bytes for the same GGUF, but for the version of transformers in config.json.
@@ -50,8 +51,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     def advance(more: int) -> None:
         nonlocal done
         done = min(done + more, size)
-        if progress is not None:
-            progress("convert", done, size)
+        progress("convert", done, size)
 
     advance(0)
     reader, header = _read(path)

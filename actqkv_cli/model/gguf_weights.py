@@ -4,7 +4,6 @@ A tensor at a time, and of a large one some rows: transformers' own way holds th
 times over, which is more memory than running it takes.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.model.files import WEIGHTS, write_json
+from actqkv_cli.model.files import WEIGHTS, read_json, write_json
 from actqkv_cli.store.header import build_header
 
 _CHUNK = 1 << 22  # values that are converted at once
@@ -49,8 +48,7 @@ def write_weights(
     model.config.save_pretrained(target)
     model.generation_config.save_pretrained(target)
     config_file = target / "config.json"
-    written = json.loads(config_file.read_text(encoding="utf-8"))
-    written = {key: value for key, value in written.items() if not key.startswith("_")}
+    written = {key: value for key, value in read_json(config_file).items() if not key.startswith("_")}
     write_json(config_file, written)
     return written
 

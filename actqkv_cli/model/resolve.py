@@ -9,12 +9,12 @@ from actqkv_cli.model import catalogue
 from actqkv_cli.model.fetch import hub_model, known_model
 from actqkv_cli.model.files import Digests, ModelFiles, identity_of, unreadable
 from actqkv_cli.model.gguf import convert_once
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress | None = None) -> ModelFiles:
+def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress = silent) -> ModelFiles:
     """The files of the model that `spec` names.
 
     It is a name of the catalogue, a folder, a GGUF file, or "org/name[@revision]" of Hugging Face.
