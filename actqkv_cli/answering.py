@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from actqkv_cli.engine.run import Run
 
 
-def documents(docs: Sequence[str], all_documents: bool, home: Path) -> list[Entry]:
-    """The committed documents that are meant, each once. Raises what `find` raises."""
+def documents(docs: Sequence[str | None], all_documents: bool, home: Path) -> list[Entry]:
+    """The committed documents that are meant, each once; None, or no docs: the latest. Raises what `find` raises."""
     if all_documents and docs:
         raise UsageError("--all is every document: leave --doc out")
     if not all_documents:
-        found = [find(home, doc) for doc in docs] or [find(home, None)]
+        found = [find(home, doc) for doc in docs or [None]]
         return list({entry.id: entry for entry in found}.values())
     entries = list_entries(home)
     for entry in entries:

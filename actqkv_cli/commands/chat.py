@@ -40,6 +40,7 @@ class _Chat:
 
 
 def run(docs: Sequence[str], all_documents: bool, settings: Settings, call: "Invocation") -> "Prompts":
+    """A conversation, unless a worker is to hold it: then this exits."""
     call.delegate(settings.keep_alive)
     return converse(docs, all_documents, settings, call)
 

@@ -15,6 +15,7 @@ _OTHER = "another model"
 
 
 def ls(settings: Settings, as_json: bool) -> None:
+    """The documents, the latest first, damaged and unfinished ones too. Raises ActqkvError."""
     entries = list_entries(settings.home)
     if as_json:
         print_json({"home": str(settings.home), "documents": [_brief(entry) for entry in entries]})
@@ -30,6 +31,7 @@ def ls(settings: Settings, as_json: bool) -> None:
 
 
 def show(selector: str | None, settings: Settings, as_json: bool) -> None:
+    """What one document's store holds. Raises what `find` raises."""
     entry = find(settings.home, selector)
     assert entry.manifest is not None
     record = entry.manifest.model_dump(mode="json")
@@ -57,6 +59,7 @@ def show(selector: str | None, settings: Settings, as_json: bool) -> None:
 
 
 def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> None:
+    """Remove documents, each only once the user has agreed. Raises UsageError, and what `find` and `remove` raise."""
     entries = {entry.id: entry for entry in [_any_state(settings, selector) for selector in selectors]}
     removed = []
     for entry in entries.values():
@@ -71,6 +74,7 @@ def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> No
 
 
 def verify(selector: str | None, settings: Settings, as_json: bool) -> None:
+    """Check one document, or all. Raises PartlyFailed for damage, or where a document's model has changed."""
     entries = list_entries(settings.home) if selector is None else [_any_state(settings, selector)]
     if selector is not None and entries[0].state == "unfinished":
         find(settings.home, entries[0].id)  # raises what says so

@@ -46,6 +46,7 @@ def is_here(model: KnownModel, settings: Settings) -> bool:
 
 
 def ls(settings: Settings, as_json: bool) -> None:
+    """The models of the catalogue, and which is the default. Raises what `choose` raises."""
     choice = choose_default(settings)
     rows: list[dict[str, Any]] = [
         {

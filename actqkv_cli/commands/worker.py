@@ -16,6 +16,7 @@ _ANSWER_TIMEOUT, _STOP_TIMEOUT = 5.0, 3.0  # seconds
 
 
 def status(as_json: bool) -> None:
+    """What the worker says of itself. Raises what `running` raises."""
     found = running()
     if as_json:
         print_json({"running": found is not None, **(found or {})})

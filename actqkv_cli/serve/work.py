@@ -145,10 +145,8 @@ def _documents(request: ChatRequest, settings: Settings) -> list[Entry]:
     """Raises what `find` raises."""
     if request.documents == "all":
         return documents([], True, settings.home)
-    selectors = [request.model] if request.documents is None else request.documents
-    # The latest is what `documents` finds where nothing is selected.
-    found = [entry for name in selectors for entry in documents([] if name in LATEST else [name], False, settings.home)]
-    return list({entry.id: entry for entry in found}.values())
+    names = [request.model] if request.documents is None else request.documents
+    return documents([None if name in LATEST else name for name in names], False, settings.home)
 
 
 def _check_room(loaded: "LoadedModel", encoded: "EncodedQuestion", budget: int, max_tokens: int) -> None:

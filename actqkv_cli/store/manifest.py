@@ -56,10 +56,12 @@ class Geometry(_Model):
 
     @property
     def block_bytes(self) -> int:
+        """Bytes of one layer's block: keys and values."""
         return 2 * self.kv_heads * self.block_size * self.head_dim * _ITEMSIZE[self.dtype]
 
     @property
     def segment_blocks(self) -> int:
+        """Blocks of one layer in a whole segment."""
         return self.segment_tokens // self.block_size
 
     @model_validator(mode="after")
@@ -182,6 +184,7 @@ class Unfinished(Draft):
 
     @property
     def tokens_done(self) -> int:
+        """Tokens in the segments that are on disk."""
         return min(len(self.segments) * self.geometry.segment_tokens, self.tokens)
 
     @model_validator(mode="after")
@@ -227,6 +230,7 @@ def synthetic_draft(
 
 
 def segment_name(number: int) -> str:
+    """The file of segment `number`, counted from 0."""
     return f"kv-{number:05d}.safetensors"
 
 

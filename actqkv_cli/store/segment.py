@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.store.files import (
     Buffer,
     check_content,
@@ -36,6 +37,7 @@ Table = npt.NDArray[np.uint64]
 
 
 def cache_dtype(geometry: Geometry) -> torch.dtype:
+    """The torch type of keys, values and representatives."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[geometry.dtype]
 
 
@@ -66,6 +68,7 @@ def block_checksums(data: memoryview, block_bytes: int) -> Table:
 
 
 def representatives_shape(geometry: Geometry, blocks: int) -> tuple[int, int, int, int, int]:
+    """(L, n, 1, Hkv, d)"""
     return geometry.layers, blocks, 1, geometry.kv_heads, geometry.head_dim
 
 
@@ -176,7 +179,8 @@ class SegmentFile:
         return table
 
 
-def block_damaged(path: Path, layer: int, block: int) -> Exception:
+def block_damaged(path: Path, layer: int, block: int) -> StoreDamaged:
+    """The StoreDamaged for a block, counted within its segment."""
     return damaged(path, f"block {block} of layer {layer} does not match its checksum")
 
 
