@@ -122,15 +122,12 @@ def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
             manifest = document.reader.manifest
             note(f"{manifest.id}  {manifest.source.name}  {manifest.tokens:,} tokens")
     elif name in ("/budget", "/policy"):
-        field_name = name[1:]
         if value:
-            chat.settings = _changed(chat.settings, field_name, value)
-        now = (
-            chat.settings.policy
-            if name == "/policy"
-            else f"{budget_of(chat.settings, chat.opened, chat.conversation.context.said)} tokens"
-        )
-        note(f"{field_name}: {now}")
+            chat.settings = _changed(chat.settings, name[1:], value)
+        if name == "/policy":
+            note(f"policy: {chat.settings.policy}")
+        else:
+            note(f"budget: {budget_of(chat.settings, chat.opened, chat.conversation.context.said)} tokens")
     elif name == "/help":
         note(_HELP)
     else:

@@ -9,7 +9,7 @@ from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, Usage
 from actqkv_cli.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.store.library import Entry, find, list_entries, remove
 from actqkv_cli.store.locks import reading
-from actqkv_cli.store.manifest import check_identity
+from actqkv_cli.store.manifest import check_identity, decisive
 
 _OTHER = "another model"
 
@@ -110,15 +110,14 @@ def _compare_model(entry: Entry, settings: Settings) -> str:
         return ""
     from actqkv_cli.model.resolve import resolve  # it can fetch models, too, which `ls` need not wait for
 
-    theirs = {key: value for key, value in entry.manifest.model.items() if key not in ("name", "dtype")}
-    name = entry.manifest.model["name"]
+    theirs = entry.manifest.model
     try:
-        ours = resolve(name, cache=settings.cache, offline=True).identity
-        check_identity(theirs, {key: value for key, value in ours.items() if key != "name"})
+        ours = {**resolve(theirs["name"], cache=settings.cache, offline=True).identity, "dtype": theirs["dtype"]}
+        check_identity(decisive(theirs), decisive(ours))
     except IdentityMismatch as error:
         return f"{_OTHER}: {error.message}"
     except ActqkvError:
-        return f"not compared with its model: {name} is not on this machine"
+        return f"not compared with its model: {theirs['name']} is not on this machine"
     return ""
 
 

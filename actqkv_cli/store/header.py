@@ -64,15 +64,16 @@ def parse_header(header: bytes, file_bytes: int) -> dict[str, TensorInfo]:
     if sys.byteorder != "little":
         raise ValueError("the store is little-endian, and this machine is not")
     entries = json_object(header[8:])
-    tensors = {name: _tensor_info(name, entry, len(header)) for name, entry in entries.items()}
+    infos = {name: _tensor_info(name, entry, len(header)) for name, entry in entries.items()}
+    tensors = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].end)))
     position = len(header)
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+    for name, info in tensors.items():
         if info.start != position:
             raise ValueError(f"the range of {name!r} leaves a gap or overlaps")
         position = info.end
     if position != file_bytes:
         raise ValueError(f"the header describes {position} bytes, the file has {file_bytes}")
-    return dict(sorted(tensors.items(), key=lambda item: item[1].start))
+    return tensors
 
 
 def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
