@@ -32,7 +32,8 @@ def write_weights(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     tensors = _matched(model, reader, family)
-    if "lm_head.weight" in tensors and _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+    head, embeddings = tensors.get("lm_head.weight"), tensors["model.embed_tokens.weight"]
+    if head is not None and head.tensor_type == embeddings.tensor_type and np.array_equal(head.data, embeddings.data):
         # An output layer that is the embeddings' copy; one that is quantized more finely stays what it is.
         del tensors["lm_head.weight"]
         model.config.tie_word_embeddings = True
@@ -69,10 +70,6 @@ def _matched(model: Any, reader: gguf.GGUFReader, family: str) -> dict[str, Any]
 
 def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return one.tensor_type == other.tensor_type and np.array_equal(one.data, other.data)
 
 
 def _heads_to_reorder(name: str, family: str, config: Any) -> int:
