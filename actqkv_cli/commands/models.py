@@ -22,22 +22,23 @@ def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
     """A model's files, as `loading.located`; "default" is the one that suits the machine. Raises what `choose` and
     `fetch_files` raise."""
     if spec == "default":
-        choice = choose_default(settings)
+        choice = choose_default(settings, quiet)
         spec = choice.model.name
-        if not quiet:
-            note(f"model: {spec} ({choice.reason}; --model chooses another)")
         if choice.crowded:
             worker.stop()  # it is idle, and comes back with the next question
     return fetch_files(spec, settings, quiet)
 
 
-def choose_default(settings: Settings) -> "Choice":
-    """The model for a user who has named none. Raises what `choose` raises."""
+def choose_default(settings: Settings, quiet: bool) -> "Choice":
+    """The model for a user who has named none, and who hears of it unless quiet. Raises what `choose` raises."""
     from actqkv_cli.model.choose import choose
 
     status = worker.running()
     idle = status is not None and not status["busy"] and not status["conversations"]
-    return choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
+    choice = choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
+    if not quiet:
+        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
+    return choice
 
 
 def is_here(model: KnownModel, settings: Settings) -> bool:
@@ -47,7 +48,7 @@ def is_here(model: KnownModel, settings: Settings) -> bool:
 
 def ls(settings: Settings, as_json: bool) -> None:
     """The models of the catalogue, and which is the default. Raises what `choose` raises."""
-    choice = choose_default(settings)
+    choice = choose_default(settings, quiet=True)
     rows: list[dict[str, Any]] = [
         {
             "name": model.name,

@@ -185,12 +185,7 @@ def _spec(synthetic: str | None, settings: Settings, quiet: bool) -> str:
     """The model whose tokenizer is asked: that of an ingest with these settings."""
     if synthetic is not None:
         return TOKENIZER
-    if settings.model != "default":
-        return settings.model
-    choice = choose_default(settings)
-    if not quiet:
-        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
-    return choice.model.name
+    return settings.model if settings.model != "default" else choose_default(settings, quiet).model.name
 
 
 def _has_read(files: ModelFiles, dtype: str, settings: Settings) -> bool:

@@ -88,7 +88,7 @@ class Declined(Exception):
 
 
 class Worker:
-    """All that changes while a worker lives. `retire` and what follows frames may run on any thread."""
+    """All that changes while a worker lives. `_retire` and what follows frames may run on any thread."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.current: Client | None = None
