@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -97,6 +97,7 @@ def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    bar = Bar(*columns, console=stderr(), transient=True, speed_estimate_period=math.inf)  # shown on a terminal only
     on_terminal, started = sys.stderr.isatty(), dict[str, "TaskID"]()
     last_line: dict[str, float] = {}
 
@@ -117,7 +118,5 @@ def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Progress]:
             left = f", {(total - done) / speed:,.0f} s left" if speed and total > done else ""
             note(f"{stage}: {done:,}{share} {counted or unit}, {rate}{left}")
 
-    with Bar(
-        *columns, console=stderr(), transient=True, disable=not on_terminal, speed_estimate_period=math.inf
-    ) as bar:
+    with bar if on_terminal else nullcontext():
         yield report
