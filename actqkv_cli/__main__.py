@@ -2,12 +2,14 @@
 
 import os
 import sys
+import time
 
 WORKER_COMMANDS = ("ask", "chat")
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    began = time.perf_counter()
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that spin long while they wait cost torch half of its speed and more on a machine that has other work.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -17,9 +19,9 @@ def main() -> None:
         code = client.run(sys.argv[1:])
         if code is not None:
             sys.exit(code)
-    from actqkv_cli.main import main as run_here
+    from actqkv_cli.invocation import main as run_here
 
-    run_here()
+    run_here(began)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from actqkv_cli.engine.run import Run
 
 
-def documents(docs: Sequence[str], every: bool, home: Path) -> list[Entry]:
-    """The committed documents that are meant, each once. Raises what `find` raises."""
-    if every and docs:
+def documents(docs: Sequence[str | None], all_documents: bool, home: Path) -> list[Entry]:
+    """The committed documents that are meant, each once; None, or no docs: the latest. Raises what `find` raises."""
+    if all_documents and docs:
         raise UsageError("--all is every document: leave --doc out")
-    if not every:
-        found = [find(home, doc) for doc in docs] or [find(home, None)]
+    if not all_documents:
+        found = [find(home, doc) for doc in docs or [None]]
         return list({entry.id: entry for entry in found}.values())
     entries = list_entries(home)
     for entry in entries:
@@ -32,12 +32,14 @@ def documents(docs: Sequence[str], every: bool, home: Path) -> list[Entry]:
     return whole or [find(home, None)]  # which says what is wrong
 
 
-def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", said: int = 0) -> int:
+def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", earlier_blocks: int = 0) -> int:
     """Tokens per layer: as it is set, else what suits the policy, and a conversation of so many blocks."""
     from actqkv_cli.retrieval.policies import usual_budget
 
     manifest = opened[0].reader.manifest
-    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size, said)
+    return settings.budget or usual_budget(
+        settings.policy, manifest.reading, manifest.geometry.block_size, earlier_blocks
+    )
 
 
 def without_trailing_space(write: Callable[[str], None]) -> Callable[[str], None]:

@@ -81,8 +81,8 @@ EXIT_INTERRUPTED = 130
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether host or device memory ran out; torch and CUDA say so with several types, but in these words."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in told for words in _NO_MEMORY)
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 def out_of_space(error: BaseException | str) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from actqkv_cli.model.load import LoadedModel
 
 
-def located(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
+def fetch_files(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
     """The files of a model that is named, fetched if they are not here yet. Raises what `resolve` raises."""
     if not catalogue.find(spec) and (path := Path(spec).expanduser()).exists():
         spec = str(path.resolve())  # the store keeps it, and may be asked from another folder

@@ -2,25 +2,20 @@
 
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-_BEGAN = time.perf_counter()
+import typer
 
-import typer  # noqa: E402
-
-from actqkv_cli import __version__, terminal  # noqa: E402
-from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, UsageError  # noqa: E402
-from actqkv_cli.failures import fail, foreseen, interrupted  # noqa: E402
-from actqkv_cli.retrieval.names import policy_names  # noqa: E402
+from actqkv_cli import __version__
+from actqkv_cli.retrieval.names import policy_names
 
 if TYPE_CHECKING:
-    from actqkv_cli.runtime import Runtime
+    from actqkv_cli.config import Settings
+
+Record = TypeVar("Record")
 
 app = typer.Typer(
     name="actqkv",
@@ -98,8 +93,7 @@ MaxTokens = Annotated[int | None, typer.Option(help="The longest answer. [defaul
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy. [default: 0]")]
 AskedModel = Annotated[str | None, typer.Option(help="Where the document's model is now. [default: where it was]")]
 
-Result = TypeVar("Result")
-Prompts = Generator[str, str | None, None]  # what a conversation asks of its user, and is told: None at the end
+Rounds = Annotated[int, typer.Option(help="How often everything is run.", min=1)]
 
 
 def _version(wanted: bool) -> None:
@@ -145,11 +139,7 @@ def ingest(
     environ = dict(os.environ)  # before libraries add to it
     from actqkv_cli.commands import ingest as command
 
-    settings = _settings(
-        model=model, budget=budget, window=window, positions=positions, prefill=prefill, baselines=baselines,
-        device=device, dtype=dtype, disk_limit=disk_limit, offline=offline, home=home, keep_alive=keep_alive,
-    )  # fmt: skip
-    command.run(paths, name, settings, as_json, quiet, environ)
+    command.run(paths, name, _settings(locals()), as_json, quiet, environ)
 
 
 @app.command()
@@ -168,7 +158,7 @@ def ask(
         ),
     ] = None,
     doc: Docs = None,
-    every: All = False,
+    all_documents: All = False,
     policy: Policy = None,
     budget: Budget = None,
     max_tokens: MaxTokens = None,
@@ -186,37 +176,20 @@ def ask(
     quiet: Quiet = False,
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="A stream of JSON events, one a line.")] = False,
-) -> Prompts | None:
+) -> Generator[str, str | None, None] | None:
     """Answer a question from a document, with the pages that the answer rests on."""
     from actqkv_cli.commands import ask as command
 
-    settings = _settings(
-        policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        model=model, device=device, offline=offline, home=home, keep_alive=keep_alive,
-    )  # fmt: skip
-    call = _place(context, settings)
     output = "jsonl" if jsonl else "json" if as_json else "text"
-    asked = command.Asked(doc or [], every, output, explain, quiet)
-    if file is not None:
-        if question is not None:
-            raise UsageError("--file holds the questions: leave the other one out")
-        with call.runtime() as runtime:
-            command.run_file(file, asked, settings, runtime, call.check)
-        return None
-    if question is not None:
-        with call.runtime() as runtime:
-            command.run(question, asked, settings, call.began, runtime, call.check)
-        return None
-    if output != "text" or not sys.stdin.isatty():
-        raise UsageError("there is no question", 'actqkv ask "…", or - to read it from stdin')
-    return _chat(call, asked.docs, every, settings)
+    options = command.Options(doc or [], all_documents, output, explain, quiet)
+    return command.run(question, file, options, _settings(locals()), context.obj)
 
 
 @app.command()
 def chat(
     context: typer.Context,
     doc: Docs = None,
-    every: All = False,
+    all_documents: All = False,
     policy: Policy = None,
     budget: Budget = None,
     max_tokens: MaxTokens = None,
@@ -226,13 +199,11 @@ def chat(
     offline: Offline = None,
     home: Home = None,
     keep_alive: KeepAlive = None,
-) -> Prompts:
+) -> Generator[str, str | None, None]:
     """Talk about a document: a conversation that remembers what was said."""
-    settings = _settings(
-        policy=policy, budget=budget, max_tokens=max_tokens, temperature=temperature, model=model, device=device,
-        offline=offline, home=home, keep_alive=keep_alive,
-    )  # fmt: skip
-    return _chat(_place(context, settings), doc or [], every, settings)
+    from actqkv_cli.commands import chat as command
+
+    return command.run(doc or [], all_documents, _settings(locals()), context.obj)
 
 
 @app.command()
@@ -254,7 +225,7 @@ def serve(
     """Answer as OpenAI's chat completions do, until Ctrl-C: a document is a model, or a field "documents"."""
     from actqkv_cli.commands import serve as command
 
-    command.run(host, port, doc, _settings(token=token, model=model, device=device, offline=offline, home=home))
+    command.run(host, port, doc, _settings(locals()))
 
 
 @app.command()
@@ -262,7 +233,7 @@ def ls(home: Home = None, as_json: Json = False) -> None:
     """List the documents, the latest first."""
     from actqkv_cli.commands import library
 
-    library.ls(_settings(home=home), as_json)
+    library.ls(_settings(locals()), as_json)
 
 
 @app.command()
@@ -274,7 +245,7 @@ def show(
     """Show what a document's store holds and how it was made."""
     from actqkv_cli.commands import library
 
-    library.show(doc, _settings(home=home), as_json)
+    library.show(doc, _settings(locals()), as_json)
 
 
 @app.command()
@@ -287,7 +258,7 @@ def rm(
     """Remove documents from the library. Asks first."""
     from actqkv_cli.commands import library
 
-    library.rm(docs, _settings(home=home), yes, as_json)
+    library.rm(docs, _settings(locals()), yes, as_json)
 
 
 @app.command()
@@ -299,7 +270,7 @@ def verify(
     """Check every checksum of a document, and that its model is still the one that read it."""
     from actqkv_cli.commands import library
 
-    library.verify(doc, _settings(home=home), as_json)
+    library.verify(doc, _settings(locals()), as_json)
 
 
 models = typer.Typer(help="The models that are known by name.", invoke_without_command=True)
@@ -313,7 +284,7 @@ def models_list(context: typer.Context, device: Device = None, as_json: Json = F
     if context.invoked_subcommand is None:
         from actqkv_cli.commands import models as command
 
-        command.ls(_settings(device=device), as_json)
+        command.ls(_settings(locals()), as_json)
 
 
 @models.command("fetch")
@@ -321,19 +292,15 @@ def models_fetch(name: Name, offline: Offline = None, quiet: Quiet = False, as_j
     """Fetch a model and convert it, ahead of its first use. An interrupted fetch is resumed."""
     from actqkv_cli.commands import models as command
 
-    command.fetch(name, _settings(offline=offline), quiet, as_json)
+    command.fetch(name, _settings(locals()), quiet, as_json)
 
 
 @models.command("rm")
-def models_rm(
-    name: Name,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
+def models_rm(name: Name, yes: Yes = False, as_json: Json = False) -> None:
     """Remove a model from this machine. Asks first; documents that it has read need it again."""
     from actqkv_cli.commands import models as command
 
-    command.rm(name, _settings(), yes, as_json)
+    command.rm(name, _settings(locals()), yes, as_json)
 
 
 worker = typer.Typer(help="The background process that keeps the model loaded between questions.", no_args_is_help=True)
@@ -372,10 +339,7 @@ def plan(
     """Say what reading a document would take here, and whether keeping its cache pays, before any work is done."""
     from actqkv_cli.commands import plan as command
 
-    settings = _settings(
-        model=model, budget=budget, baselines=baselines, device=device, dtype=dtype, offline=offline, home=home
-    )
-    command.run(path, synthetic_model, settings, as_json)
+    command.run(path, synthetic_model, _settings(locals()), as_json)
 
 
 bench = typer.Typer(help="Measure, each figure beside what it is compared with.", no_args_is_help=True)
@@ -439,22 +403,7 @@ def bench_quality(
     """Policies side by side at equal budgets: fidelity to full attention, what is found, and what is answered."""
     from actqkv_cli.commands import bench as command
 
-    wanted = command.Quality(
-        sources=sources, policies=policies.split(","), budgets=_numbers("--budgets", budgets),
-        tokens=_numbers("--tokens", tokens) if tokens else [], questions=questions, depths=depths, seed=seed,
-        haystack=haystack, doc=doc, generate=generate, unanswerable=unanswerable, together=together, out=out,
-        picture=picture, markdown=markdown, as_json=as_json,
-    )  # fmt: skip
-    command.quality(
-        wanted, _settings(model=model, positions=positions, prefill=prefill, device=device, dtype=dtype, home=home)
-    )
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} must be numbers separated by commas, not {text!r}") from None
+    command.quality(_filled(command.Quality, locals()), _settings(locals()))
 
 
 @bench.command("speed")
@@ -462,7 +411,7 @@ def bench_speed(
     file: Annotated[Path | None, typer.Argument(help="A document. [default: a text made for it]")] = None,
     doc: Annotated[str | None, typer.Option("--doc", help="A document of the library in its place.")] = None,
     tokens: Annotated[int, typer.Option(help="Of the text made for it.", min=1000)] = 16_000,
-    rounds: Annotated[int, typer.Option(help="How often everything is run.", min=1)] = 3,
+    rounds: Rounds = 3,
     max_tokens: Annotated[int, typer.Option(help="Of an answer, and of decoding.", min=2)] = 64,
     stock_tokens: Annotated[
         int, typer.Option(help="The longest document that the stock model re-reads: that is quadratic.", min=0)
@@ -485,14 +434,7 @@ def bench_speed(
     a resident one; decoding and reading beside the stock model's; and what this machine could do."""
     from actqkv_cli.commands import bench as command
 
-    wanted = command.Speed(
-        file=file, doc=doc, tokens=tokens, synthetic=synthetic_model, rounds=rounds, stock_tokens=stock_tokens,
-        full_tokens=full_tokens, max_tokens=max_tokens, picture=picture, as_json=as_json,
-    )  # fmt: skip
-    settings = _settings(
-        model=model, policy=policy, budget=budget, device=device, dtype=dtype, offline=offline, home=home
-    )
-    command.speed(wanted, settings)
+    command.speed(_filled(command.Speed, locals()), _settings(locals()))
 
 
 @bench.command("decode")
@@ -501,7 +443,7 @@ def bench_decode(
     tokens: Annotated[str, typer.Option(help="Lengths of documents, by commas.")] = "8000,128000,1000000",
     policies: Annotated[str, typer.Option(help="By commas.")] = "hybrid,actqkv,actqkv:every16,streaming",
     budget: Annotated[int | None, typer.Option(help="Tokens. [default: each policy's]")] = None,
-    rounds: Annotated[int, typer.Option(help="How often every answer is decoded.", min=1)] = 3,
+    rounds: Rounds = 3,
     max_tokens: Annotated[int, typer.Option(help="Of an answer.", min=1)] = 32,
     device: Device = None,
     dtype: Dtype = None,
@@ -510,17 +452,13 @@ def bench_decode(
     """What a decoding step takes, beside reading the weights, over random documents of any length."""
     from actqkv_cli.commands import bench as command
 
-    lengths = _numbers("--tokens", tokens)
-    if min(lengths) < 1000:
-        raise UsageError("--tokens must be 1000 or more")
-    settings = _settings(budget=budget, device=device, dtype=dtype)
-    command.decode(synthetic_model, lengths, policies.split(","), rounds, max_tokens, settings, as_json)
+    command.decode(synthetic_model, tokens, policies.split(","), rounds, max_tokens, _settings(locals()), as_json)
 
 
 @bench.command("ingest")
 def bench_ingest(
     path: Document,
-    rounds: Annotated[int, typer.Option(help="How often both sides are run.", min=1)] = 3,
+    rounds: Rounds = 3,
     model: Model = None,
     budget: ReadingBudget = None,
     window: Window = None,
@@ -531,143 +469,16 @@ def bench_ingest(
     """Tokens per second of reading, beside the stock model's over the same windows without history."""
     from actqkv_cli.commands import bench as command
 
-    settings = _settings(model=model, budget=budget, window=window, device=device, dtype=dtype)
-    command.ingest(path, rounds, settings, as_json)
+    command.ingest(path, rounds, _settings(locals()), as_json)
 
 
-def _settings(**flags: Any) -> Any:
-    from actqkv_cli.config import load_settings
+def _settings(options: Mapping[str, Any]) -> "Settings":
+    """The settings in force: every option of a command that is named as one of them sets it."""
+    from actqkv_cli.config import Settings, load_settings
 
-    return load_settings(**flags)
-
-
-def _place(context: typer.Context, settings: Any) -> "Invocation":
-    """Leaves for the worker if one is to carry out the command, else returns how it was called."""
-    call: Invocation = context.obj
-    call.place(call.argv, settings.keep_alive)
-    return call
+    return load_settings(**{name: value for name, value in options.items() if name in Settings.model_fields})
 
 
-def _chat(call: "Invocation", docs: Sequence[str], every: bool, settings: Any) -> Prompts:
-    from actqkv_cli.commands import chat as command
-
-    with call.runtime() as runtime:
-        yield from command.run(docs, every, settings, runtime, call.check)
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A command as it was called.
-
-    began: perf_counter() then. place: is told argv and the seconds to keep alive as soon as these are known, and exits
-    or raises if the command is not to be carried out here. runtime: what the command loads, and finds loaded. check:
-    is called wherever it may be stopped. passes: what is raised for the caller, not for the user.
-    """
-
-    argv: Sequence[str]
-    began: float
-    place: Callable[[Sequence[str], float], None]
-    runtime: "Callable[[], AbstractContextManager[Runtime]]"
-    check: terminal.Check
-    passes: tuple[type[Exception], ...] = ()
-
-
-def start(call: Invocation) -> int | Prompts:
-    """Carry out a command: its exit code, or a conversation that has not begun yet.
-
-    Every foreseen failure is one line on stderr and a documented exit code. Raises BrokenPipeError and what passes.
-    """
-    warnings.showwarning = _warn
-
-    def run() -> int | Prompts:
-        result = app(list(call.argv), prog_name="actqkv", obj=call, standalone_mode=False)
-        if result == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
-            raise KeyboardInterrupt
-        sys.stdout.flush()
-        return 0 if result is None else result
-
-    return _reported(call, run)
-
-
-def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our own warnings, without the line of code that gave them; those of libraries are for programmers."""
-    if category.__module__.startswith("actqkv"):
-        sys.stderr.write(f"warning: {message}\n")
-
-
-def go_on(call: Invocation, conversation: Prompts, line: str | None) -> int | str:
-    """The next prompt of a conversation, or its exit code, after what its user said: None at first, and at the end.
-
-    Failures as in `start`.
-    """
-
-    def run() -> int | str:
-        try:
-            return conversation.send(line)
-        except StopIteration:
-            return 0
-
-    return _reported(call, run)
-
-
-def _reported(call: Invocation, run: Callable[[], Result]) -> Result | int:
-    """What `run` returns, or the exit code of its failure, which the user is told of."""
-    try:
-        return run()
-    except call.passes:
-        raise
-    except BrokenPipeError:
-        raise
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # typer exits where it meets one
-            raise error.__context__ from None
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except (KeyboardInterrupt, typer.Abort):
-        return interrupted(call.argv)
-    except typer.TyperException as error:  # all of them are about how the command was called
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "actqkv"
-        return fail(UsageError(error.format_message(), f"see `{command} --help`"), call.argv)
-    except Exception as error:
-        if os.environ.get("ACTQKV_DEBUG") and not isinstance(error, ActqkvError):
-            raise
-        return fail(foreseen(error), call.argv)
-
-
-def _converse(call: Invocation, conversation: Prompts, interrupts: terminal.Interrupts) -> int:
-    reply = go_on(call, conversation, None)
-    while isinstance(reply, str):
-        line = terminal.read_line(reply)
-        with interrupts.at_check():
-            reply = go_on(call, conversation, line)
-    return reply
-
-
-def _hand_over(argv: Sequence[str], keep_alive: float) -> None:
-    """Exit with the code of the worker that carries out the command; return if none is wanted, or to be had."""
-    if keep_alive > 0:
-        from actqkv_cli.worker import client
-
-        code = client.hand_over(argv)
-        if code is not None:
-            sys.exit(code)
-
-
-def _own_runtime() -> "Runtime":
-    from actqkv_cli.runtime import Runtime
-
-    return Runtime()
-
-
-def main() -> None:
-    """Run the command line, in this process or through a worker, and exit with its code."""
-    interrupts = terminal.Interrupts()
-    call = Invocation(sys.argv[1:], _BEGAN, _hand_over, _own_runtime, interrupts.check)
-    try:
-        result = start(call)
-        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result, interrupts))
-    except BrokenPipeError:
-        # The reader of our output has gone; nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+def _filled(kind: type[Record], options: Mapping[str, Any]) -> Record:
+    """A dataclass from the options of a command that are named as its fields."""
+    return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]

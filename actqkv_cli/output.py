@@ -1,19 +1,24 @@
 """Streams: stdout carries only the answer or only JSON; progress, warnings and timings go to stderr."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from actqkv_cli.errors import ActqkvError, UsageError
+from actqkv_cli.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines where stderr is no terminal
-_NARROWEST = 20  # columns that are written in, however narrow a terminal says it is
+_MIN_COLUMNS = 20  # that are written in, however narrow a terminal says it is
 
 
 class PartlyFailed(ActqkvError):
@@ -25,6 +30,7 @@ class PartlyFailed(ActqkvError):
 
 
 def stderr() -> Console:
+    """A rich console on stderr, which changes nothing of what it is given."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
@@ -46,21 +52,26 @@ def note_hanging(label: str, pieces: Sequence[tuple[str, bool]]) -> None:
     if not console.is_terminal:
         console.print(label + text.plain)
         return
-    for line in text.wrap(console, max(_NARROWEST, console.width - len(label))):
+    for line in text.wrap(console, max(_MIN_COLUMNS, console.width - len(label))):
         line.rstrip()
         console.print(Text(label) + line)
         label = " " * len(label)
 
 
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+def write_out(text: str) -> None:
+    """Text to stdout, at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """The one JSON object of a command with --json."""
+    write_out(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def print_event(kind: str, **fields: Any) -> None:
     """One event of a JSON-lines stream."""
-    sys.stdout.write(json.dumps({"type": kind, **fields}, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    write_out(json.dumps({"type": kind, **fields}, ensure_ascii=False) + "\n")
 
 
 def confirmed(question: str) -> bool:
@@ -73,85 +84,39 @@ def confirmed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-class Report(Protocol):
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
-
-
 @contextmanager
-def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Report]:
+def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Progress]:
     """Progress of work that has stages: a bar on a terminal, else a plain line now and then.
 
     unit: what is counted; a stage that counts something else says so: "asking/questions".
     """
     if quiet:
-        yield lambda stage, done, total: None
-    elif sys.stderr.isatty():
-        with _bar(unit) as report:
-            yield report
-    else:
-        yield _plain_lines(unit)
+        yield silent
+        return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-
-@contextmanager
-def _bar(unit: str) -> Iterator[Report]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr(), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-        rates: dict[str, _Rate] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            stage, counted = _named(stage, unit)
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total or None, rate="")
-                rates[stage] = _Rate(done)
-            bar.update(tasks[stage], completed=done, total=total or None, rate=rates[stage].text(done, counted))
-
-        yield report
-
-
-def _plain_lines(unit: str) -> Report:
-    last: dict[str, float] = {}
-    rates: dict[str, _Rate] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    bar = Bar(*columns, console=stderr(), transient=True, speed_estimate_period=math.inf)  # shown on a terminal only
+    on_terminal, started = sys.stderr.isatty(), dict[str, "TaskID"]()
+    last_line: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        stage, counted = _named(stage, unit)
-        if stage not in last:
-            last[stage], rates[stage] = now, _Rate(done)
-        elif now - last[stage] >= _PLAIN_EVERY:
-            last[stage] = now
+        stage, _, counted = stage.partition("/")
+        if stage not in started:  # the rate counts from here: what an earlier run did is not in it
+            started[stage] = bar.add_task(stage, completed=done, total=total or None, rate="")
+            last_line[stage] = now
+        bar.update(started[stage], completed=done, total=total or None)
+        task = bar.tasks[started[stage]]
+        speed = task.speed or 0.0
+        rate = f"{speed:,.{0 if speed >= 10 else 2}f} {counted or unit}/s" if speed else ""
+        bar.update(task.id, rate=rate)
+        if not on_terminal and now - last_line[stage] >= _PLAIN_EVERY:
+            last_line[stage] = now
             share = f" of {total:,}" if total else ""
-            rate = rates[stage].text(done, counted) + rates[stage].left(done, total)
-            note(f"{stage}: {done:,}{share} {counted}, {rate}")
+            left = f", {(total - done) / speed:,.0f} s left" if speed and total > done else ""
+            note(f"{stage}: {done:,}{share} {counted or unit}, {rate}{left}")
 
-    return report
-
-
-def _named(stage: str, unit: str) -> tuple[str, str]:
-    name, _, counted = stage.partition("/")
-    return name, counted or unit
-
-
-class _Rate:
-    """Speed since a stage began in this run, what an earlier run did left out."""
-
-    def __init__(self, done: int) -> None:
-        self._first, self._began = done, time.monotonic()
-
-    def _per_second(self, done: int) -> float:
-        return (done - self._first) / max(time.monotonic() - self._began, 1e-9)
-
-    def text(self, done: int, unit: str) -> str:
-        rate = self._per_second(done)
-        return f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s" if done > self._first else ""
-
-    def left(self, done: int, total: int) -> str:
-        rate = self._per_second(done)
-        return f", {(total - done) / rate:,.0f} s left" if rate > 0 and total > done else ""
+    with bar if on_terminal else nullcontext():
+        yield report

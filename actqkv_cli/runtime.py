@@ -4,12 +4,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import load, located
+from actqkv_cli.loading import fetch_files, load
 from actqkv_cli.store.library import Entry
 from actqkv_cli.store.locks import reading
 from actqkv_cli.store.manifest import Manifest, check_identity, decisive
@@ -45,9 +44,7 @@ class Runtime:
     def __enter__(self) -> "Runtime":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._loaded:
             self._loaded.documents.close()
 
@@ -63,7 +60,8 @@ class Runtime:
         with contextlib.ExitStack() as locks:
             for entry in entries:
                 locks.enter_context(reading(settings.home, entry.id))
-            loaded = self._load([_manifest(entry) for entry in entries], settings, quiet)
+            manifests = [entry.manifest for entry in entries if entry.manifest]  # `find` gives committed ones only
+            loaded = self._load(manifests, settings, quiet)
             yield loaded.model, loaded.documents
 
     def prune(self) -> None:
@@ -84,7 +82,7 @@ class Runtime:
 
     def _load(self, manifests: Sequence[Manifest], settings: Settings, quiet: bool) -> _Loaded:
         spec = manifests[0].model["name"] if settings.model == "default" else settings.model
-        files, dtype = located(spec, settings, quiet), manifests[0].geometry.dtype
+        files, dtype = fetch_files(spec, settings, quiet), manifests[0].geometry.dtype
         ours = {**files.identity, "dtype": dtype}
         for manifest in manifests:
             check_identity(decisive(manifest.model), decisive(ours))
@@ -117,8 +115,3 @@ def _check_same(loaded: _Loaded, files: "ModelFiles", dtype: str, settings: Sett
         choose_device(settings.device),
     ):
         raise OtherWorkerNeeded(f"another model is loaded here: {model.files.name} on {model.device}")
-
-
-def _manifest(entry: Entry) -> Manifest:
-    assert entry.manifest is not None  # `find` gives committed documents only
-    return entry.manifest

@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 
-from actqkv_cli.main import Invocation, start
+from actqkv_cli.invocation import Invocation, start
 from actqkv_cli.runtime import Runtime
 from actqkv_kernels.backend import SlowerPath
 
-VERSION = Invocation(["--version"], 0.0, lambda argv, keep_alive: None, Runtime, lambda: None)
+VERSION = Invocation(["--version"], 0.0, lambda keep_alive: None, Runtime, lambda: None)
 
 
 def test_only_our_own_warnings_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

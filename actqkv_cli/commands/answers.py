@@ -16,11 +16,13 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
+        """The time since the last lap is this stage's."""
         now = time.perf_counter()
         self.seconds[stage] = round(now - self._last, 4)
         self._last = now
 
     def since_start(self, stage: str) -> None:
+        """The time since the command began is this stage's."""
         self.seconds[stage] = round(time.perf_counter() - self._began, 4)
 
 

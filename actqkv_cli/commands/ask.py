@@ -13,18 +13,19 @@ from actqkv_cli.answering import budget_of, bytes_read, documents, record, witho
 from actqkv_cli.commands.answers import Clock, show_sources
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.output import note, print_event, print_json
+from actqkv_cli.output import note, print_event, print_json, write_out
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.run import Run
+    from actqkv_cli.invocation import Invocation, Prompts
     from actqkv_cli.runtime import Runtime
     from actqkv_cli.terminal import Check
 
-_TOGETHER = 8  # questions of a file that go through the model at once
+_BATCH = 8  # questions of a file that go through the model at once
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """docs: selectors of documents, none for the latest; all: every document; output: text, json or jsonl."""
 
     docs: Sequence[str]
@@ -34,14 +35,37 @@ class Asked:
     quiet: bool
 
 
-def run(question: str, asked: Asked, settings: Settings, began: float, runtime: "Runtime", check: "Check") -> None:
+def run(
+    question: str | None, file: Path | None, options: Options, settings: Settings, call: "Invocation"
+) -> "Prompts | None":
+    """Answer a question, or every one of a file; without either, what is returned is a conversation."""
+    call.delegate(settings.keep_alive)
+    if question is not None and file is not None:
+        raise UsageError("--file holds the questions: leave the other one out")
+    if question is None and file is None:
+        if options.output != "text" or not sys.stdin.isatty():
+            raise UsageError("there is no question", 'actqkv ask "…", or - to read it from stdin')
+        from actqkv_cli.commands.chat import converse
+
+        return converse(options.docs, options.all, settings, call)
+    with call.runtime() as runtime:
+        if file is not None:
+            _answer_file(file, options, settings, runtime, call.check)
+        elif question is not None:
+            _answer(question, options, settings, call.began, runtime, call.check)
+    return None
+
+
+def _answer(
+    question: str, options: Options, settings: Settings, began: float, runtime: "Runtime", check: "Check"
+) -> None:
     """Answer on stdout, sources on stderr after it (or everything as JSON)."""
     raw = sys.stdin.buffer.read() if question == "-" else os.fsencode(question)
     question = raw.decode(errors="replace").strip()
     if not question:
         raise UsageError("the question is empty")
     clock = Clock(began)
-    entries = documents(asked.docs, asked.all, settings.home)
+    entries = documents(options.docs, options.all, settings.home)
     _import()
     clock.lap("import")
     from actqkv_cli.engine.answer import Sampling, decode
@@ -50,7 +74,7 @@ def run(question: str, asked: Asked, settings: Settings, began: float, runtime: 
     from actqkv_cli.retrieval.policies import make_policy
 
     with contextlib.ExitStack() as held:
-        loaded, cache = held.enter_context(runtime.loaded(entries, settings, asked.quiet))
+        loaded, cache = held.enter_context(runtime.loaded(entries, settings, options.quiet))
         clock.lap("load")
         opened = held.enter_context(cache.pinned(entry.folder for entry in entries))
         budget = budget_of(settings, opened)
@@ -63,22 +87,21 @@ def run(question: str, asked: Asked, settings: Settings, began: float, runtime: 
             clock.seconds["retrieve"] = round(started.scout_seconds, 4)
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
             clock.since_start("first_token")
-            write = without_trailing_space(_writer(asked.output))
+            write = without_trailing_space(_writer(options.output))
             answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, check)
-        if asked.output == "text":
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+        if options.output == "text":
+            write_out("\n")
         result = record(started, answer, opened, settings.policy, budget, settings.seed)
         clock.since_start("total")
         result["usage"]["bytes_read"] = bytes_read(opened)
         result["timings"] = clock.seconds
-    _tell(result, started, asked, opened[0].reader.manifest.geometry.block_size)
+    _show(result, started, options, opened[0].reader.manifest.geometry.block_size)
 
 
-def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", check: "Check") -> None:
+def _answer_file(path: Path, options: Options, settings: Settings, runtime: "Runtime", check: "Check") -> None:
     """Every question of a file, in order: a JSON object a line on stdout."""
     questions = read_questions(path)
-    entries = documents(asked.docs, asked.all, settings.home)
+    entries = documents(options.docs, options.all, settings.home)
     _import()
     from actqkv_cli.engine.answer import Sampling, decode_all
     from actqkv_cli.engine.session import session_over
@@ -86,7 +109,7 @@ def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", c
 
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
     with (
-        runtime.loaded(entries, settings, asked.quiet) as (loaded, cache),
+        runtime.loaded(entries, settings, options.quiet) as (loaded, cache),
         cache.pinned(entry.folder for entry in entries) as opened,
     ):
         budget = budget_of(settings, opened)
@@ -96,16 +119,17 @@ def run_file(path: Path, asked: Asked, settings: Settings, runtime: "Runtime", c
                 check()
                 session.step(runs, tokens)
 
-            for start in range(0, len(questions), _TOGETHER):
-                batch = questions[start : start + _TOGETHER]
+            for start in range(0, len(questions), _BATCH):
+                batch = questions[start : start + _BATCH]
                 encoded = [encode_question(loaded.tokenizer, line["question"]) for line in batch]
                 runs = session.start_all([(q, settings.policy, None) for q in encoded], max_tokens=settings.max_tokens)
                 answers = decode_all(runs, step, loaded.model, loaded.tokenizer, sampling)
                 for line, one, answer in zip(batch, runs, answers, strict=True):
                     result = record(one, answer, opened, settings.policy, budget, settings.seed)
-                    told = json.dumps({**line, **result, **(_blocks(one) if asked.explain else {})}, ensure_ascii=False)
+                    fields = {**line, **result, **(_blocks(one) if options.explain else {})}
+                    text = json.dumps(fields, ensure_ascii=False)
                     # Half a character of the user's has no bytes of its own: it stays the escape that it was.
-                    sys.stdout.write(told.encode(errors="backslashreplace").decode() + "\n")
+                    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
                     one.close()
                 sys.stdout.flush()
 
@@ -149,34 +173,29 @@ def _import() -> None:
 
 
 def _writer(output: str) -> Callable[[str], None]:
-    def text(piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
-    def event(piece: str) -> None:
-        print_event("token", text=piece)
-
-    writers: dict[str, Callable[[str], None]] = {"text": text, "jsonl": event, "json": lambda piece: None}
-    return writers[output]
+    """What takes the pieces of an answer as they come."""
+    if output == "text":
+        return write_out
+    return lambda piece: print_event("token", text=piece) if output == "jsonl" else None
 
 
 def _blocks(run: "Run") -> dict[str, Any]:
     return {"explain": {"blocks_per_layer": [blocks.tolist() for blocks in run.blocks_of_layers]}}
 
 
-def _tell(result: dict[str, Any], run: "Run", asked: Asked, block_size: int) -> None:
-    if asked.explain:
+def _show(result: dict[str, Any], run: "Run", options: Options, block_size: int) -> None:
+    if options.explain:
         result |= _blocks(run)
-    if asked.output == "json":
+    if options.output == "json":
         print_json(result)
-    elif asked.output == "jsonl":
+    elif options.output == "jsonl":
         for source in result["sources"]:
             print_event("source", **source)
         print_event("done", **{key: value for key, value in result.items() if key != "sources"})
-    elif not asked.quiet:
+    elif not options.quiet:
         show_sources(result["sources"], result["supported"], result["answered"])
         _show_times(result)
-    if asked.explain and asked.output == "text":
+    if options.explain and options.output == "text":
         note(f"\nBlocks of {block_size} tokens attended beside the sink:")
         for layer, blocks in enumerate(run.blocks_of_layers):
             note(f"  layer {layer:>3}: {len(blocks):>4} blocks: {' '.join(str(b) for b in blocks.tolist())}")

@@ -26,16 +26,25 @@ if TYPE_CHECKING:
 NEEDLE = "needle"
 
 
+def numbers(option: str, text: str) -> list[int]:
+    """The numbers of an option that takes several, separated by commas. Raises UsageError."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} must be numbers separated by commas, not {text!r}") from None
+
+
 @dataclass(frozen=True)
 class Quality:
-    """What `bench quality` is asked for. sources: files of questions or names of generators; tokens: of a document,
-    files' contexts are joined to it; questions: at most, of each source; unanswerable: whether those of other documents
-    are asked too; together: whether each is put to all documents; out: a folder that keeps what was measured."""
+    """What `bench quality` is asked for. sources: files of questions or names of generators; policies, budgets, tokens:
+    several, separated by commas; tokens: of a document, files' contexts are joined to it; questions: at most, of each
+    source; unanswerable: whether those of other documents are asked too; together: whether each is put to all
+    documents; out: a folder that keeps what was measured."""
 
     sources: list[str]
-    policies: list[str]
-    budgets: list[int]
-    tokens: list[int]
+    policies: str
+    budgets: str
+    tokens: str | None
     questions: int | None
     depths: int
     seed: int
@@ -50,7 +59,7 @@ class Quality:
     as_json: bool
 
 
-def quality(wanted: Quality, settings: Settings) -> None:
+def quality(options: Quality, settings: Settings) -> None:
     """A row for each policy and budget over all questions, the paired differences, and a picture if one is wanted."""
     from actqkv_cli.bench import paired, pictures, report
     from actqkv_cli.bench.examples import unanswerable
@@ -59,53 +68,54 @@ def quality(wanted: Quality, settings: Settings) -> None:
     from actqkv_cli.bench.yardsticks import GOLD, YARDSTICKS
     from actqkv_cli.retrieval.policies import check_policy
 
-    for budget in wanted.budgets:
+    policies, budgets = options.policies.split(","), numbers("--budgets", options.budgets)
+    lengths = numbers("--tokens", options.tokens) if options.tokens else []
+    for budget in budgets:
         load_settings(budget=budget)  # the same bounds as everywhere
-    for policy in set(wanted.policies) - set(YARDSTICKS):
+    for policy in set(policies) - set(YARDSTICKS):
         check_policy(policy)
-    if not wanted.generate and (wanted.unanswerable or set(wanted.policies) & set(YARDSTICKS)):
+    if not options.generate and (options.unanswerable or set(policies) & set(YARDSTICKS)):
         raise UsageError("what is answered shows in answers only", "add --generate")
-    if wanted.unanswerable and wanted.together:
+    if options.unanswerable and options.together:
         raise UsageError("put to all documents at once, no question is without its own", "leave out --together")
-    if wanted.picture:
-        pictures.check(wanted.picture)
-    entry = find(settings.home, wanted.doc) if wanted.doc is not None else None
+    if options.picture:
+        pictures.check(options.picture)
+    entry = find(settings.home, options.doc) if options.doc is not None else None
     known = entry.manifest.model if entry and entry.manifest and settings.model == "default" else {}
     spec, dtype = known.get("name", settings.model), known.get("dtype", settings.dtype)
-    loaded = load(locate(spec, settings, quiet=wanted.as_json), dtype, settings)
-    examples = _examples(wanted, loaded, entry)
-    if GOLD in wanted.policies and any(example.document for example in examples):
+    loaded = load(locate(spec, settings, quiet=options.as_json), dtype, settings)
+    examples = _examples(options, lengths, loaded, entry)
+    if GOLD in policies and any(example.document for example in examples):
         raise UsageError("these questions come without passages, so gold has nothing to read", "leave gold out")
-    if wanted.unanswerable:
+    if options.unanswerable:
         examples += unanswerable(examples)
     without_budget = (REFERENCE, GOLD)
-    plan: list[Setting] = [(policy, 0) for policy in without_budget if policy in wanted.policies]
-    plan += [
-        (policy, budget) for policy in wanted.policies if policy not in without_budget for budget in wanted.budgets
-    ]
+    plan: list[Setting] = [(policy, 0) for policy in without_budget if policy in policies]
+    plan += [(policy, budget) for policy in policies if policy not in without_budget for budget in budgets]
     with contextlib.ExitStack() as stack:
-        folder = wanted.out or stack.enter_context(scratch(settings.home))
-        show = stack.enter_context(progress(quiet=wanted.as_json))
-        how, generate = reading_of(settings), wanted.generate
+        folder = options.out or stack.enter_context(scratch(settings.home))
+        show = stack.enter_context(progress(quiet=options.as_json))
+        how, generate = reading_of(settings), options.generate
         rows = measure_all(
-            loaded, examples, plan, how, generate, settings.home, settings.cache, folder, wanted.together, show
+            loaded, examples, plan, how, generate, settings.home, settings.cache, folder, options.together, show
         )
     summaries = paired.summaries(rows)
     differences = paired.differences(rows, "score" if generate else "nll", plan[0]) if len(plan) > 1 else []
-    if wanted.picture:
-        pictures.draw(rows, wanted.picture)
-        note(f"drew {wanted.picture}")
-    if wanted.as_json:
+    if options.picture:
+        pictures.draw(rows, options.picture)
+        note(f"drew {options.picture}")
+    if options.as_json:
         print_json(
             {"questions": len(examples), "model": loaded.files.identity, **report.as_json(summaries, differences)}
         )
-    elif wanted.markdown:
+    elif options.markdown:
         sys.stdout.write(report.markdown(summaries, differences))
     else:
         sys.stdout.write(report.table(summaries, differences))
 
 
-def _examples(wanted: Quality, loaded: "LoadedModel", entry: Entry | None) -> "list[Example]":
+def _examples(options: Quality, lengths: list[int], loaded: "LoadedModel", entry: Entry | None) -> "list[Example]":
+    """The questions of all sources. lengths: of their documents in tokens; without any, each source's own default."""
     from actqkv_cli.bench.examples import joined
     from actqkv_cli.bench.formats import read_examples
     from actqkv_cli.bench.generators import GENERATORS, generate, needle_grid
@@ -113,25 +123,25 @@ def _examples(wanted: Quality, loaded: "LoadedModel", entry: Entry | None) -> "l
     def count(text: str) -> int:
         return len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    haystack = read_document(wanted.haystack).text if wanted.haystack else None
+    haystack = read_document(options.haystack).text if options.haystack else None
     examples: list[Example] = []
-    for source in wanted.sources:
+    for source in options.sources:
         if source == NEEDLE:
             if haystack is None:
                 raise UsageError("the needle needs a haystack", "give a document with --haystack")
-            depths = [place / max(wanted.depths - 1, 1) for place in range(wanted.depths)]
-            examples += needle_grid(haystack, wanted.tokens or [4000, 8000, 16000], depths, wanted.seed, count)
+            depths = [place / max(options.depths - 1, 1) for place in range(options.depths)]
+            examples += needle_grid(haystack, lengths or [4000, 8000, 16000], depths, options.seed, count)
         elif source in GENERATORS:
-            for tokens in wanted.tokens or [16000]:
-                examples += generate(source, tokens, wanted.questions or 60, wanted.seed, count, haystack)
+            for tokens in lengths or [16000]:
+                examples += generate(source, tokens, options.questions or 60, options.seed, count, haystack)
         else:
             found = read_examples(Path(source))
             if entry is not None:
                 found = [replace(e, document=entry.id) for e in found if e.document == entry.name]
-            found = found[: wanted.questions]
-            for tokens in wanted.tokens:
+            found = found[: options.questions]
+            for tokens in lengths:
                 examples += joined(found, tokens, count)
-            examples += found if not wanted.tokens else []
+            examples += found if not lengths else []
     if not examples:
         raise UsageError("there are no questions to ask")
     return examples
@@ -140,12 +150,12 @@ def _examples(wanted: Quality, loaded: "LoadedModel", entry: Entry | None) -> "l
 @dataclass(frozen=True)
 class Speed:
     """What `bench speed` is asked for: a document of the library, or a file, or neither: then a text of about `tokens`
-    tokens. synthetic: the name of a shape. The rest: see `bench.speed.Measurement`."""
+    tokens. synthetic_model: the name of a shape. The rest: see `bench.speed.Measurement`."""
 
     file: Path | None
     doc: str | None
     tokens: int
-    synthetic: str | None
+    synthetic_model: str | None
     rounds: int
     stock_tokens: int
     full_tokens: int
@@ -154,60 +164,60 @@ class Speed:
     as_json: bool
 
 
-def speed(wanted: Speed, settings: Settings) -> None:
+def speed(options: Speed, settings: Settings) -> None:
     """Every way of asking, decoding and reading, side by side: a table or JSON, and a picture if one is wanted."""
     from actqkv_cli.bench import pictures, speed, speed_report
     from actqkv_cli.model.load import choose_device, choose_dtype
     from actqkv_cli.retrieval.policies import check_policy
 
-    if wanted.doc is not None and (wanted.file or wanted.synthetic):
+    if options.doc is not None and (options.file or options.synthetic_model):
         raise UsageError("--doc is in the library already, read by its own model", "leave the file and the model out")
     check_policy(settings.policy)
-    if wanted.picture:
-        pictures.check(wanted.picture)
-    if wanted.file:
-        read_document(wanted.file)  # it can be read: better known before a model is fetched or made
+    if options.picture:
+        pictures.check(options.picture)
+    if options.file:
+        read_document(options.file)  # it can be read: better known before a model is fetched or made
     device, budget = choose_device(settings.device), settings.budget or BUDGET
     with contextlib.ExitStack() as stack:
         home, ingested = settings.home, None
-        if wanted.doc is not None:
-            entry = find(home, wanted.doc)
+        if options.doc is not None:
+            entry = find(home, options.doc)
             spec = entry.manifest.model["name"] if entry.manifest and settings.model == "default" else settings.model
-            model = locate(spec, settings, quiet=wanted.as_json).folder
+            model = locate(spec, settings, quiet=options.as_json).folder
         else:
             dtype = choose_dtype(settings.dtype, device)
-            model = _model_folder(wanted, settings, dtype, device)
+            model = _model_folder(options, settings, dtype, device)
             home = stack.enter_context(scratch(settings.home))
-            file = wanted.file or _prose(home / "prose.txt", model, wanted.tokens)
+            file = options.file or _prose(home / "prose.txt", model, options.tokens)
             note(f"reading {file.name} …")
             ingested = speed.read_into(home, file, model, device, dtype, budget)
             entry = find(home, ingested["id"])
         measurement = speed.Measurement(
-            entry=entry, home=home, model=model, device=device, policy=settings.policy, rounds=wanted.rounds,
-            stock_tokens=wanted.stock_tokens, full_tokens=wanted.full_tokens, max_tokens=wanted.max_tokens,
+            entry=entry, home=home, model=model, device=device, policy=settings.policy, rounds=options.rounds,
+            stock_tokens=options.stock_tokens, full_tokens=options.full_tokens, max_tokens=options.max_tokens,
             budget=budget,
         )  # fmt: skip
-        with progress(quiet=wanted.as_json) as show:
+        with progress(quiet=options.as_json) as show:
             record = {**speed.measure(measurement, show), "ingest": ingested}
-    if wanted.picture:
-        speed_report.draw(record, wanted.picture)
-        note(f"drew {wanted.picture}")
-    if wanted.as_json:
+    if options.picture:
+        speed_report.draw(record, options.picture)
+        note(f"drew {options.picture}")
+    if options.as_json:
         print_json(record)
     else:
         sys.stdout.write(speed_report.table(record))
 
 
-def _model_folder(wanted: Speed, settings: Settings, dtype: str, device: "torch.device") -> Path:
+def _model_folder(options: Speed, settings: Settings, dtype: str, device: "torch.device") -> Path:
     from actqkv_cli.model.synthetic import TOKENIZER, synthetic_model
 
-    synthetic_config(wanted.synthetic, settings)  # there is such a model, before anything is fetched
-    if wanted.synthetic is None:
-        return locate(settings.model, settings, quiet=wanted.as_json).folder
-    folder = locate(TOKENIZER, settings, quiet=wanted.as_json).folder
-    with progress(wanted.as_json, "bytes") as show:
+    synthetic_config(options.synthetic_model, settings)  # there is such a model, before anything is fetched
+    if options.synthetic_model is None:
+        return locate(settings.model, settings, quiet=options.as_json).folder
+    folder = locate(TOKENIZER, settings, quiet=options.as_json).folder
+    with progress(options.as_json, "bytes") as show:
         return synthetic_model(
-            wanted.synthetic, folder, settings.cache / "models", dtype=dtype, device=device, progress=show
+            options.synthetic_model, folder, settings.cache / "models", dtype=dtype, device=device, progress=show
         )
 
 
@@ -224,19 +234,22 @@ def _prose(path: Path, model: Path, tokens: int) -> Path:
 
 
 def decode(
-    synthetic: str, lengths: list[int], policies: list[str], rounds: int, tokens: int, settings: Settings, as_json: bool
+    synthetic: str, tokens: str, policies: list[str], rounds: int, max_tokens: int, settings: Settings, as_json: bool
 ) -> None:
-    """What a decoding step takes over documents of some lengths."""
+    """What a decoding step takes over documents of some lengths. tokens: these lengths, by commas."""
     from actqkv_cli.bench.decode import measure
     from actqkv_cli.model.load import choose_device, choose_dtype
     from actqkv_cli.model.synthetic import config_of
     from actqkv_cli.retrieval.policies import check_policy
 
+    lengths = numbers("--tokens", tokens)
+    if min(lengths) < 1000:
+        raise UsageError("--tokens must be 1000 or more")
     for policy in policies:
         check_policy(policy)
     device = choose_device(settings.device)
     config, dtype = config_of(synthetic), choose_dtype(settings.dtype, device)
-    record = measure(config, lengths, policies, settings.budget, rounds, tokens, device, dtype)
+    record = measure(config, lengths, policies, settings.budget, rounds, max_tokens, device, dtype)
     if as_json:
         print_json(record)
         return

@@ -1,8 +1,7 @@
 """actqkv chat: a conversation over documents, which remembers what was said."""
 
 import contextlib
-import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,14 @@ from actqkv_cli.answering import budget_of, cited, documents, without_trailing_s
 from actqkv_cli.commands.answers import show_sources
 from actqkv_cli.config import Settings, load_settings
 from actqkv_cli.errors import ActqkvError, UsageError
-from actqkv_cli.output import note, note_error
+from actqkv_cli.output import note, note_error, write_out
 from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
 from actqkv_cli.terminal import Check
 
 if TYPE_CHECKING:
     from actqkv_cli.engine.conversation import Conversation
     from actqkv_cli.engine.document import OpenDocument
+    from actqkv_cli.invocation import Invocation, Prompts
     from actqkv_cli.model.load import LoadedModel
 
 PROMPT = "> "
@@ -35,46 +35,47 @@ class _Chat:
     opened: "list[OpenDocument]"
     conversation: "Conversation"
     held: contextlib.ExitStack
-    said: tuple[str, str] | None = None  # the last question and its answer
+    last_turn: tuple[str, str] | None = None  # a question and its answer
     cited: dict[str, Any] = field(default_factory=lambda: {"supported": None, "sources": []})
 
 
-def run(
-    docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime, check: Check
-) -> Generator[str, str | None, None]:
+def run(docs: Sequence[str], all_documents: bool, settings: Settings, call: "Invocation") -> "Prompts":
+    """A conversation, unless a worker is to hold it: then this exits."""
+    call.delegate(settings.keep_alive)
+    return converse(docs, all_documents, settings, call)
+
+
+def converse(docs: Sequence[str], all_documents: bool, settings: Settings, call: "Invocation") -> "Prompts":
     """Yields prompts and is sent lines, None at their end. Answers go to stdout, all else to stderr."""
-    chat = _open(docs, every, settings, runtime)
-    note(f"{_names(chat)}: ask, or /help")
-    try:
-        while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
-            try:
-                if line.strip().startswith("/"):
-                    chat = _command(chat, *line.strip().split(maxsplit=1))
-                elif line.strip():
-                    _answer(chat, line.strip(), check)
-            except KeyboardInterrupt:  # before the answer began
-                note("")
-            except OtherWorkerNeeded as error:
-                note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
-            except ActqkvError as error:
-                note_error(error)
-    finally:
-        chat.held.close()
+    with call.runtime() as runtime:
+        chat = _open(docs, all_documents, settings, runtime)
+        note(f"{', '.join(document.reader.manifest.source.name for document in chat.opened)}: ask, or /help")
+        try:
+            while (line := (yield PROMPT)) is not None and line.strip() not in ("/quit", "/exit"):
+                try:
+                    if line.strip().startswith("/"):
+                        chat = _command(chat, *line.strip().split(maxsplit=1))
+                    elif line.strip():
+                        _answer(chat, line.strip(), call.check)
+                except KeyboardInterrupt:  # before the answer began
+                    note("")
+                except OtherWorkerNeeded as error:
+                    note(f"error: {error.message}; `actqkv chat --doc` begins another conversation")
+                except ActqkvError as error:
+                    note_error(error)
+        finally:
+            chat.held.close()
 
 
-def _open(docs: Sequence[str], every: bool, settings: Settings, runtime: Runtime) -> _Chat:
+def _open(docs: Sequence[str], all_documents: bool, settings: Settings, runtime: Runtime) -> _Chat:
     """Documents and their model; the documents are locked, and stay open, until `held` is closed."""
-    entries = documents(docs, every, settings.home)
+    entries = documents(docs, all_documents, settings.home)
     with contextlib.ExitStack() as held:
         loaded, cache = held.enter_context(runtime.loaded(entries, settings, quiet=False))
         from actqkv_cli.engine.conversation import Conversation
 
         opened = held.enter_context(cache.pinned(entry.folder for entry in entries))
         return _Chat(runtime, settings, loaded, opened, Conversation(opened, loaded.model), held.pop_all())
-
-
-def _names(chat: _Chat) -> str:
-    return ", ".join(document.reader.manifest.source.name for document in chat.opened)
 
 
 def _answer(chat: _Chat, question: str, check: Check) -> None:
@@ -85,13 +86,12 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
     settings, model, tokenizer = chat.settings, chat.loaded.model, chat.loaded.tokenizer
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
     budget = budget_of(settings, chat.opened, chat.conversation.context.said)
-    encoded = encode_question(tokenizer, question, before=chat.said)
-    said: list[str] = []
+    encoded = encode_question(tokenizer, question, before=chat.last_turn)
+    answer: list[str] = []
 
     def write(piece: str) -> None:
-        said.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        answer.append(piece)
+        write_out(piece)
 
     with session_over(model, chat.conversation.context, budget) as session:
         check()
@@ -100,10 +100,9 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             decode(run, model, tokenizer, sampling, without_trailing_space(write), check)
         chat.conversation.add(run)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    chat.cited = cited(run, "".join(said))
-    chat.said = question, "".join(said)
+    write_out("\n")
+    chat.last_turn = question, "".join(answer)
+    chat.cited = cited(run, chat.last_turn[1])
     pages = [f"{source['document']}, page {source['page']}" for source in chat.cited["sources"]]
     if chat.cited["supported"] is False:
         note("  Note: nothing of this answer stands in the sources.")
@@ -123,15 +122,12 @@ def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
             manifest = document.reader.manifest
             note(f"{manifest.id}  {manifest.source.name}  {manifest.tokens:,} tokens")
     elif name in ("/budget", "/policy"):
-        field_name = name[1:]
         if value:
-            chat.settings = _changed(chat.settings, field_name, value)
-        now = (
-            chat.settings.policy
-            if name == "/policy"
-            else f"{budget_of(chat.settings, chat.opened, chat.conversation.context.said)} tokens"
-        )
-        note(f"{field_name}: {now}")
+            chat.settings = _changed(chat.settings, name[1:], value)
+        if name == "/policy":
+            note(f"policy: {chat.settings.policy}")
+        else:
+            note(f"budget: {budget_of(chat.settings, chat.opened, chat.conversation.context.said)} tokens")
     elif name == "/help":
         note(_HELP)
     else:

@@ -91,17 +91,9 @@ def _as_asked(document: str, settings: Settings) -> list[str]:
 
 
 def reading_of(settings: Settings) -> Reading:
-    return Reading(
-        window=settings.window,
-        sink=64,
-        local=512,
-        budget=settings.budget or BUDGET,
-        positions=settings.positions,
-        prefill=settings.prefill,
-        representative=settings.representative,
-        score=settings.score,
-        baselines=settings.baselines,
-    )
+    """How a document is read with these settings."""
+    same = settings.model_dump(include={"window", "positions", "prefill", "representative", "score", "baselines"})
+    return Reading(sink=64, local=512, budget=settings.budget or BUDGET, **same)
 
 
 def _known(
@@ -179,14 +171,13 @@ def _result(results: list[dict[str, Any]], failures: list[ActqkvError]) -> dict[
     return {"documents": results, "failed": [failure.message for failure in failures]}
 
 
-def _summary(result: dict[str, object]) -> str:
+def _summary(result: dict[str, Any]) -> str:
     what = f"{result['name']} ({result['pages']} pages, {result['tokens']:,} tokens)"
     if result["unchanged"]:
         return f"{what} is in the library already, as {result['id']}"
-    read = int(str(result["tokens"])) - int(str(result["resumed_at"]))
-    speed = read / max(float(str(result["seconds"])), 1e-9)
+    speed = (result["tokens"] - result["resumed_at"]) / max(result["seconds"], 1e-9)
     resumed = f", resumed at token {result['resumed_at']:,}" if result["resumed_at"] else ""
     return (
         f"read {what} in {result['seconds']:.1f} s, {speed:,.0f} tokens/s{resumed}; "
-        f"{int(str(result['bytes'])) / 1e6:,.0f} MB as {result['id']}"
+        f"{result['bytes'] / 1e6:,.0f} MB as {result['id']}"
     )

@@ -9,12 +9,13 @@ from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, Usage
 from actqkv_cli.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.store.library import Entry, find, list_entries, remove
 from actqkv_cli.store.locks import reading
-from actqkv_cli.store.manifest import check_identity
+from actqkv_cli.store.manifest import check_identity, decisive
 
 _OTHER = "another model"
 
 
 def ls(settings: Settings, as_json: bool) -> None:
+    """The documents, the latest first, damaged and unfinished ones too. Raises ActqkvError."""
     entries = list_entries(settings.home)
     if as_json:
         print_json({"home": str(settings.home), "documents": [_brief(entry) for entry in entries]})
@@ -30,6 +31,7 @@ def ls(settings: Settings, as_json: bool) -> None:
 
 
 def show(selector: str | None, settings: Settings, as_json: bool) -> None:
+    """What one document's store holds. Raises what `find` raises."""
     entry = find(settings.home, selector)
     assert entry.manifest is not None
     record = entry.manifest.model_dump(mode="json")
@@ -57,6 +59,7 @@ def show(selector: str | None, settings: Settings, as_json: bool) -> None:
 
 
 def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> None:
+    """Remove documents, each only once the user has agreed. Raises UsageError, and what `find` and `remove` raise."""
     entries = {entry.id: entry for entry in [_any_state(settings, selector) for selector in selectors]}
     removed = []
     for entry in entries.values():
@@ -71,6 +74,7 @@ def rm(selectors: list[str], settings: Settings, yes: bool, as_json: bool) -> No
 
 
 def verify(selector: str | None, settings: Settings, as_json: bool) -> None:
+    """Check one document, or all. Raises PartlyFailed for damage, or where a document's model has changed."""
     entries = list_entries(settings.home) if selector is None else [_any_state(settings, selector)]
     if selector is not None and entries[0].state == "unfinished":
         find(settings.home, entries[0].id)  # raises what says so
@@ -106,15 +110,14 @@ def _compare_model(entry: Entry, settings: Settings) -> str:
         return ""
     from actqkv_cli.model.resolve import resolve  # it can fetch models, too, which `ls` need not wait for
 
-    theirs = {key: value for key, value in entry.manifest.model.items() if key not in ("name", "dtype")}
-    name = entry.manifest.model["name"]
+    theirs = entry.manifest.model
     try:
-        ours = resolve(name, cache=settings.cache, offline=True).identity
-        check_identity(theirs, {key: value for key, value in ours.items() if key != "name"})
+        ours = {**resolve(theirs["name"], cache=settings.cache, offline=True).identity, "dtype": theirs["dtype"]}
+        check_identity(decisive(theirs), decisive(ours))
     except IdentityMismatch as error:
         return f"{_OTHER}: {error.message}"
     except ActqkvError:
-        return f"not compared with its model: {name} is not on this machine"
+        return f"not compared with its model: {theirs['name']} is not on this machine"
     return ""
 
 
@@ -129,14 +132,14 @@ def _brief(entry: Entry) -> dict[str, Any]:
         "pages": record.source.page_count if record else None,
         "bytes": entry.size,
         "modified": modified.isoformat(timespec="seconds"),
-        **({"error": entry.error} if entry.error else {}),
+        **({"error": entry.failure.message} if entry.failure else {}),
     }
 
 
 def _any_state(settings: Settings, selector: str) -> Entry:
     """A document by exact id or name, or by any rule of `find`; damaged and unfinished ones too."""
-    exact = [e for e in list_entries(settings.home) if selector in (e.id, e.name)]
-    if len(exact) > 1 and not any(e.id == selector for e in exact):
-        raise UsageError(f"{len(exact)} documents are called {selector!r}: {', '.join(e.id for e in exact)}")
-    by_id = [e for e in exact if e.id == selector]
-    return (by_id or exact or [find(settings.home, selector)])[0]
+    entries = list_entries(settings.home)
+    found = [e for e in entries if e.id == selector] or [e for e in entries if e.name == selector]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} documents are called {selector!r}: {', '.join(e.id for e in found)}")
+    return found[0] if found else find(settings.home, selector)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from actqkv_cli.commands import worker
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import located
+from actqkv_cli.loading import fetch_files
 from actqkv_cli.model import catalogue
-from actqkv_cli.model.atomic import removed_once
+from actqkv_cli.model.atomic import remove_once
 from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
 from actqkv_cli.model.files import ModelFiles
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
 
 def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
     """A model's files, as `loading.located`; "default" is the one that suits the machine. Raises what `choose` and
-    `located` raise."""
+    `fetch_files` raise."""
     if spec == "default":
-        choice = choose_default(settings)
+        choice = choose_default(settings, quiet)
         spec = choice.model.name
-        if not quiet:
-            note(f"model: {spec} ({choice.reason}; --model chooses another)")
         if choice.crowded:
             worker.stop()  # it is idle, and comes back with the next question
-    return located(spec, settings, quiet)
+    return fetch_files(spec, settings, quiet)
 
 
-def choose_default(settings: Settings) -> "Choice":
-    """The model for a user who has named none. Raises what `choose` raises."""
+def choose_default(settings: Settings, quiet: bool) -> "Choice":
+    """The model for a user who has named none, and who hears of it unless quiet. Raises what `choose` raises."""
     from actqkv_cli.model.choose import choose
 
     status = worker.running()
     idle = status is not None and not status["busy"] and not status["conversations"]
-    return choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
+    choice = choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
+    if not quiet:
+        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
+    return choice
 
 
 def is_here(model: KnownModel, settings: Settings) -> bool:
@@ -46,7 +47,8 @@ def is_here(model: KnownModel, settings: Settings) -> bool:
 
 
 def ls(settings: Settings, as_json: bool) -> None:
-    choice = choose_default(settings)
+    """The models of the catalogue, and which is the default. Raises what `choose` raises."""
+    choice = choose_default(settings, quiet=True)
     rows: list[dict[str, Any]] = [
         {
             "name": model.name,
@@ -89,11 +91,13 @@ def rm(name: str, settings: Settings, yes: bool, as_json: bool) -> None:
     folder = folder_of(model, models)
     paths = [path for path in (folder, leftovers_of(model, models)) if path.is_dir()]
     size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
-    _refuse_loaded(model)
+    status = worker.running()
+    if status and status["model"] in (model.name, *model.aliases):
+        raise UsageError(f"the worker has {model.name} loaded", "`actqkv worker stop` ends it")
     if not paths:
         note(f"{model.name} is not here")
     elif yes or confirmed(f"Remove {model.name} ({size / 1e6:,.0f} MB)?"):
-        removed_once(folder, paths)
+        remove_once(folder, paths)
         note(f"removed {model.name} ({size / 1e6:,.0f} MB)")
     else:
         note(f"kept {model.name}")
@@ -107,9 +111,3 @@ def _known(name: str) -> KnownModel:
     if model is None:
         raise UsageError(f"no model is called {name!r}", f"there are {catalogue.NAMES}")
     return model
-
-
-def _refuse_loaded(model: KnownModel) -> None:
-    status = worker.running()
-    if status and status["model"] in (model.name, *model.aliases):
-        raise UsageError(f"the worker has {model.name} loaded", "`actqkv worker stop` ends it")

@@ -105,7 +105,7 @@ def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) ->
             window = _window_seconds(config, shape, geometry, device, reading, tokens, folder)
             seconds = tokens / reading.window * window
         disk = _disk(folder, settings.home)
-    estimate = estimated(shape, reading, geometry, tokens, sum(size.values()), compute, disk, seconds)
+    estimate = estimate_costs(shape, reading, geometry, tokens, sum(size.values()), compute, disk, seconds)
     setup = None
     if synthetic is None and (files is None or not _has_read(files, dtype, settings)):
         setup = _setup(absent, estimate, tokens)
@@ -157,7 +157,7 @@ def disk_bytes(document: Document, tokens: int, geometry: "Geometry", baselines:
     }
 
 
-def estimated(
+def estimate_costs(
     shape: "Shape", reading: "Reading", geometry: "Geometry", tokens: int, size: int, compute: "Compute",
     disk: "Disk | None", seconds: float,
 ) -> Estimate:  # fmt: skip
@@ -185,12 +185,7 @@ def _spec(synthetic: str | None, settings: Settings, quiet: bool) -> str:
     """The model whose tokenizer is asked: that of an ingest with these settings."""
     if synthetic is not None:
         return TOKENIZER
-    if settings.model != "default":
-        return settings.model
-    choice = choose_default(settings)
-    if not quiet:
-        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
-    return choice.model.name
+    return settings.model if settings.model != "default" else choose_default(settings, quiet).model.name
 
 
 def _has_read(files: ModelFiles, dtype: str, settings: Settings) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from actqkv_cli.serve.work import Jobs
 
-_TO_END = 2  # seconds for answers that are on their way when it is to end
+_SHUTDOWN_TIMEOUT = 2  # seconds for answers that are on their way when it is to end
 
 
 def run(host: str, port: int, doc: str | None, settings: Settings) -> None:
@@ -38,7 +38,7 @@ def run(host: str, port: int, doc: str | None, settings: Settings) -> None:
         jobs: Jobs = queue.SimpleQueue()
         app = make_app(jobs, settings, ["localhost", "127.0.0.1", "[::1]", host])
         server = uvicorn.Server(
-            uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=_TO_END)
+            uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT)
         )
         thread = threading.Thread(target=_serve, args=[server, listener, jobs])
         thread.start()

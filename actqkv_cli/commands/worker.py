@@ -12,10 +12,11 @@ from actqkv_cli.output import note, print_json
 from actqkv_cli.worker import endpoint
 from actqkv_cli.worker.protocol import Connection
 
-_TO_ANSWER, _TO_STOP = 5.0, 3.0  # seconds
+_ANSWER_TIMEOUT, _STOP_TIMEOUT = 5.0, 3.0  # seconds
 
 
 def status(as_json: bool) -> None:
+    """What the worker says of itself. Raises what `running` raises."""
     found = running()
     if as_json:
         print_json({"running": found is not None, **(found or {})})
@@ -34,7 +35,7 @@ def stop() -> None:
         return
     with contextlib.closing(connection):
         pid = connection.peer()[0]
-        connection.set_timeouts(receive=_TO_STOP)
+        connection.set_timeouts(receive=_STOP_TIMEOUT)
         connection.send(shutdown=True)
         if not _hangs_up(connection):
             if pid is None:
@@ -50,7 +51,7 @@ def running() -> dict[str, Any] | None:
     if connection is None:
         return None
     with contextlib.closing(connection):
-        connection.set_timeouts(receive=_TO_ANSWER)
+        connection.set_timeouts(receive=_ANSWER_TIMEOUT)
         connection.send(status=True)
         try:
             frame = connection.receive()
@@ -61,7 +62,7 @@ def running() -> dict[str, Any] | None:
 
 def _hangs_up(connection: Connection) -> bool:
     """Whether the worker closes the connection in time, which it does by ending."""
-    deadline = time.monotonic() + _TO_STOP
+    deadline = time.monotonic() + _STOP_TIMEOUT
     try:
         while time.monotonic() < deadline:
             if connection.receive() is None:

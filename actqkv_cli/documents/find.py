@@ -1,7 +1,7 @@
 """Which files a command's arguments mean."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from actqkv_cli.documents.clean import one_line
@@ -40,15 +40,13 @@ def unreadable(label: str, error: OSError) -> DocumentError:
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(file for file in _walk(folder) if file.suffix.lower() in SUFFIXES and file.is_file())
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below, hidden ones aside. OSError where a folder cannot be listed."""
+    """The documents below, sorted. OSError where a folder cannot be listed."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())

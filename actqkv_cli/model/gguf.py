@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import ActqkvError, DiskFull, OutOfMemory, UsageError, first_line, out_of_memory, out_of_space
-from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.files import write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 _SOURCE = "model.gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -24,17 +24,18 @@ _SPLIT = (
 _DIGITS = {"llama-bpe": "{1,3}", "qwen2": "", "deepseek-r1-qwen": ""}
 
 
-def converted(path: Path, models: Path, digest: str, progress: Progress | None = None) -> Path:
+def convert_once(path: Path, models: Path, digest: str, progress: Progress = silent) -> Path:
     """The folder below `models` that holds the GGUF file's model; `digest` is the file's sha256."""
     folder = converted_folder(models, path, digest)
-    return made_once(folder, lambda scratch: convert_gguf(path, scratch / "model", progress))
+    return make_once(folder, lambda scratch: convert_gguf(path, scratch / "model", progress))
 
 
 def converted_folder(models: Path, path: Path, digest: str) -> Path:
+    """Where below `models` the model of a GGUF file is, once converted; `digest` is the file's sha256."""
     return models / f"{path.stem}-{digest[:12]}"
 
 
-def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> None:
+def convert_gguf(path: Path, target: Path, progress: Progress = silent) -> None:
     """Writes the GGUF file's model to the new folder `target`, as bfloat16 safetensors, with its tokenizer.
 
     The files are the same bytes for the same GGUF, but for the version of transformers in config.json.
@@ -47,13 +48,12 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     size = path.stat().st_size
     done = 0
 
-    def converted(more: int) -> None:
+    def advance(more: int) -> None:
         nonlocal done
         done = min(done + more, size)
-        if progress is not None:
-            progress("convert", done, size)
+        progress("convert", done, size)
 
-    converted(0)
+    advance(0)
     reader, header = _read(path)
     refuse_unfit({"model_type": header["general.architecture"]})
     _refuse_scaled_rotary(header)
@@ -64,7 +64,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
-            refuse_unfit(write_weights(reader, config, target, converted))
+            refuse_unfit(write_weights(reader, config, target, advance))
             _convert_tokenizer(source, header, target)
     except (ActqkvError, OSError):
         raise
@@ -74,7 +74,7 @@ def convert_gguf(path: Path, target: Path, progress: Progress | None = None) -> 
         if out_of_space(error):
             raise DiskFull(f"no space left to convert {path.name}") from error
         raise UsageError(f"{path.name} cannot be converted: {first_line(error)}") from error
-    converted(size)
+    advance(size)
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -107,11 +107,14 @@ def _refuse_scaled_rotary(header: dict[str, Any]) -> None:
 
 
 def _convert_tokenizer(source: Path, header: dict[str, Any], target: Path) -> None:
+    from transformers import AutoTokenizer
+
     kind = header["tokenizer.ggml.model"]
     if kind == "gpt2":
         byte_level_tokenizer(header).save(str(target / "tokenizer.json"))
     elif kind == "llama":
-        _sentencepiece_tokenizer(source).save(str(target / "tokenizer.json"))
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
+        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     else:
         raise UsageError(f"the GGUF file has a tokenizer of type {kind}, which is not supported")
     tokens = header["tokenizer.ggml.tokens"]
@@ -162,10 +165,3 @@ def byte_level_tokenizer(header: dict[str, Any]) -> Any:
         elif kind == _USER_DEFINED:
             tokenizer.add_tokens([AddedToken(word, normalized=False, special=False)])
     return tokenizer
-
-
-def _sentencepiece_tokenizer(source: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SOURCE, local_files_only=True)
-    return tokenizer.backend_tokenizer

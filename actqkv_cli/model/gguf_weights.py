@@ -4,8 +4,6 @@ A tensor at a time, and of a large one some rows: transformers' own way holds th
 times over, which is more memory than running it takes.
 """
 
-import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.model.files import WEIGHTS, write_json
+from actqkv_cli.model.files import WEIGHTS, read_json, write_json
+from actqkv_cli.store.header import build_header
 
 _CHUNK = 1 << 22  # values that are converted at once
 
@@ -33,13 +32,15 @@ def write_weights(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     tensors = _matched(model, reader, family)
-    if "lm_head.weight" in tensors and _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+    head, embeddings = tensors.get("lm_head.weight"), tensors["model.embed_tokens.weight"]
+    if head is not None and head.tensor_type == embeddings.tensor_type and np.array_equal(head.data, embeddings.data):
         # An output layer that is the embeddings' copy; one that is quantized more finely stays what it is.
         del tensors["lm_head.weight"]
         model.config.tie_word_embeddings = True
     target.mkdir()
     with (target / WEIGHTS).open("wb") as file:
-        file.write(_safetensors_header({name: _shape(tensor) for name, tensor in tensors.items()}))
+        described = [(name, "BF16", _shape(tensors[name])) for name in sorted(tensors)]
+        file.write(build_header(described, 8, {"format": "pt"}))
         for name in sorted(tensors):
             for rows in _bfloat16_rows(tensors[name], _heads_to_reorder(name, family, config)):
                 file.write(rows)
@@ -48,8 +49,7 @@ def write_weights(
     model.config.save_pretrained(target)
     model.generation_config.save_pretrained(target)
     config_file = target / "config.json"
-    written = json.loads(config_file.read_text(encoding="utf-8"))
-    written = {key: value for key, value in written.items() if not key.startswith("_")}
+    written = {key: value for key, value in read_json(config_file).items() if not key.startswith("_")}
     write_json(config_file, written)
     return written
 
@@ -62,18 +62,14 @@ def _matched(model: Any, reader: gguf.GGUFReader, family: str) -> dict[str, Any]
     found = {}
     for name, parameter in model.named_parameters():  # a tied head once
         tensor = present.get(names.get_name(name, (".weight", ".bias")))
-        if tensor is None or _shape(tensor) != list(parameter.shape):
+        if tensor is None or _shape(tensor) != tuple(parameter.shape):
             raise UsageError(f"the GGUF file has no {name} of shape {list(parameter.shape)}")
         found[name] = tensor
     return found
 
 
-def _shape(tensor: Any) -> list[int]:
-    return [int(size) for size in reversed(tensor.shape)]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return one.tensor_type == other.tensor_type and np.array_equal(one.data, other.data)
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def _heads_to_reorder(name: str, family: str, config: Any) -> int:
@@ -93,16 +89,3 @@ def _bfloat16_rows(tensor: Any, heads: int) -> Iterator[Any]:
         if heads:  # the rotated pairs lie side by side there, and half a head apart here
             values = values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
         yield values.bfloat16().contiguous().view(torch.uint8).numpy()
-
-
-def _safetensors_header(shapes: dict[str, list[int]]) -> bytes:
-    """For tensors of bfloat16 that follow by name, as safetensors itself writes it."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name in sorted(shapes):
-        end = place + 2 * math.prod(shapes[name])
-        entries[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [place, end]}
-        place = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header

@@ -31,14 +31,14 @@ def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") 
     Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit.
     """
     refuse_unfit(read_json(files.folder / "config.json"))
-    place = choose_device(device)
-    number = choose_dtype(dtype, place)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)  # kernels and streams are of the current one
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    if chosen_device.type == "cuda":
+        torch.cuda.set_device(chosen_device)  # kernels and streams are of the current one
     with quiet_transformers():
-        model = _load_weights(files, DTYPES[number], place)
+        model = _load_weights(files, DTYPES[chosen_dtype], chosen_device)
         tokenizer = load_tokenizer(files)
-    return LoadedModel(model=model, tokenizer=tokenizer, files=files, dtype=number, device=place)
+    return LoadedModel(model=model, tokenizer=tokenizer, files=files, dtype=chosen_dtype, device=chosen_device)
 
 
 def choose_device(device: str) -> torch.device:

@@ -77,8 +77,8 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     if tokenizer.chat_template is None:
         contents = [message["content"] for message in messages]
         turns = zip(contents[1::2], contents[2::2], strict=True)
-        said = "".join(f"{_PLAIN_END} {answer}\nQuestion: {question}" for answer, question in turns)
-        return (tokenizer.bos_token or "") + contents[0] + said + _PLAIN_END
+        earlier = "".join(f"{_PLAIN_END} {answer}\nQuestion: {question}" for answer, question in turns)
+        return (tokenizer.bos_token or "") + contents[0] + earlier + _PLAIN_END
     rendered: str = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )

@@ -8,13 +8,13 @@ from actqkv_cli.errors import UsageError
 from actqkv_cli.model import catalogue
 from actqkv_cli.model.fetch import hub_model, known_model
 from actqkv_cli.model.files import Digests, ModelFiles, identity_of, unreadable
-from actqkv_cli.model.gguf import converted
-from actqkv_cli.progress import Progress
+from actqkv_cli.model.gguf import convert_once
+from actqkv_cli.progress import Progress, silent
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress | None = None) -> ModelFiles:
+def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress = silent) -> ModelFiles:
     """The files of the model that `spec` names.
 
     It is a name of the catalogue, a folder, a GGUF file, or "org/name[@revision]" of Hugging Face.
@@ -32,7 +32,7 @@ def resolve(spec: str, *, cache: Path, offline: bool, progress: Progress | None 
     elif spec and path.is_file():
         if path.suffix.lower() != ".gguf":
             raise UsageError(f"not a model folder or a .gguf file: {spec}")
-        folder = converted(path, cache / "models", digests.of_file(path, progress), progress)
+        folder = convert_once(path, cache / "models", digests.of_file(path, progress), progress)
     elif _looks_like_path(spec):
         raise UsageError(f"no such model folder or file: {spec}")
     elif hub_id := _HUB_ID.fullmatch(spec):

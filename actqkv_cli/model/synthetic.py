@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
-from actqkv_cli.model.atomic import made_once
+from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.files import WEIGHTS_INDEX, write_json
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
-from actqkv_cli.progress import Progress
+from actqkv_cli.progress import Progress, silent
 
 TOKENIZER = "smollm2-135m"  # the model whose tokenizer they have: that of the smallest vocabulary
 _VERSION = 1  # of the weights: a change makes the models anew
@@ -91,7 +91,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def synthetic_model(
-    name: str, tokenizer: Path, models: Path, *, dtype: str, device: Any, progress: Progress | None = None
+    name: str, tokenizer: Path, models: Path, *, dtype: str, device: Any, progress: Progress = silent
 ) -> Path:
     """The folder below `models` of a random model of a named shape, made if it is not there: true dimensions and
     vocabulary, bfloat16 weights, the same for everyone, and the tokenizer files of the folder `tokenizer`.
@@ -118,10 +118,10 @@ def synthetic_model(
                 f"{name} takes {2 * parameters / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free in {models}",
                 "choose a smaller one, or another place with ACTQKV_CACHE",
             )
-    return made_once(folder, lambda scratch: _make(config, tokenizer, scratch / "model", progress))
+    return make_once(folder, lambda scratch: _make(config, tokenizer, scratch / "model", progress))
 
 
-def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progress | None) -> None:
+def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progress) -> None:
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
@@ -135,9 +135,8 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     texts = words.decode_batch([[number] for number in range(words.get_vocab_size())])
     seen = [bool(text.strip()) and text.isprintable() and "\ufffd" not in text for text in texts]
     unseen = ~torch.tensor(seen + [False] * (config["vocab_size"] - len(seen)))
-    known = {key: value for key, value in config.items() if key != "model_type"}
     with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     parameters = dict(model.named_parameters())  # a tied head once
     total = sum(2 * parameter.numel() for parameter in parameters.values())
     generator = torch.Generator().manual_seed(0)
@@ -152,8 +151,7 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
         shard.clear()
 
     for name, parameter in parameters.items():
-        if progress is not None:
-            progress("make", done, total)
+        progress("make", done, total)
         if held and held + 2 * parameter.numel() > _SHARD_BYTES:
             write()
             held = 0
@@ -171,5 +169,4 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_json(target / WEIGHTS_INDEX, index)
     write_json(target / "config.json", config)
-    if progress is not None:
-        progress("make", total, total)
+    progress("make", total, total)

@@ -22,10 +22,10 @@ from actqkv_cli.failures import foreseen
 from actqkv_cli.output import note
 from actqkv_cli.serve.reply import DONE, Reply, event, failure, problem
 from actqkv_cli.serve.request import LATEST, parse
-from actqkv_cli.serve.work import Begun, Gone, Job, Jobs
+from actqkv_cli.serve.work import Gone, Job, Jobs, Started
 from actqkv_cli.store.library import Entry, find, list_entries
 
-_MOST = 1 << 20  # bytes of a request's body
+_MAX_BODY_BYTES = 1 << 20  # bytes of a request's body
 
 
 def make_app(jobs: Jobs, settings: Settings, hosts: Sequence[str]) -> Starlette:
@@ -47,9 +47,9 @@ def make_app(jobs: Jobs, settings: Settings, hosts: Sequence[str]) -> Starlette:
         jobs.put(job)
         watch = asyncio.create_task(_stop_when_gone(request, job))
         try:
-            begun = await job.next()
-            assert isinstance(begun, Begun)
-            reply = Reply(begun.documents[0] if len(begun.documents) == 1 else job.request.model)
+            started = await job.next()
+            assert isinstance(started, Started)
+            reply = Reply(started.documents[0] if len(started.documents) == 1 else job.request.model)
             if job.request.stream:
                 return _Stream(job, reply)
             while not isinstance(record := await job.next(), dict):
@@ -92,8 +92,8 @@ async def _body(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > _MOST:
-            raise HTTPException(413, f"the body is longer than {_MOST:,} bytes")
+        if len(body) > _MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body is longer than {_MAX_BODY_BYTES:,} bytes")
     return bytes(body)
 
 
@@ -123,7 +123,7 @@ async def _events(job: Job, reply: Reply) -> AsyncIterator[str]:
         while isinstance(piece := await job.next(), str):
             yield event(reply.chunk(content=piece))
     except ActqkvError as error:
-        yield event(_told(error)[1])
+        yield event(_described(error)[1])
         return
     assert isinstance(piece, dict)
     yield event(reply.last(piece))
@@ -137,7 +137,7 @@ def _model(entry: Entry) -> dict[str, Any]:
     return {**fields, "name": entry.name, "tokens": entry.manifest.tokens if entry.manifest else 0}
 
 
-def _told(error: Exception) -> tuple[int, dict[str, Any]]:
+def _described(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of a failure; what the server's owner should know of is told here too."""
     known = foreseen(error)
     status, body = failure(known)
@@ -147,7 +147,7 @@ def _told(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    status, body = _told(error)
+    status, body = _described(error)
     return JSONResponse(body, status)
 
 
@@ -170,8 +170,8 @@ class _Bearer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scheme, _, shown = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), self._token):
+            scheme, _, credential = Headers(scope=scope).get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(credential.strip().encode("latin-1"), self._token):
                 body = problem(401, "the token is missing or wrong", "invalid_api_key")
                 await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
                 return

@@ -31,9 +31,11 @@ class Reply:
         return {**head, "usage": _usage(record), **_beside(record)}
 
     def chunk(self, **delta: str) -> dict[str, Any]:
+        """A chunk that adds `delta` to the message."""
         return self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
 
     def last(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The chunk that ends the message; record: as of `whole`."""
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": _finish(record)}
         return {**self._chunk([choice]), **_beside(record)}
 

@@ -100,14 +100,16 @@ class ChatRequest(_Object):
 
     def settings(self, base: Settings) -> Settings:
         """The server's, but for what the request says. Raises UsageError for a value that does not do."""
-        longest = self.max_completion_tokens or self.max_tokens
-        said = {name: getattr(self, name) for name in ("policy", "budget", "temperature", "top_p", "seed")}
-        said = {name: value for name, value in {**said, "max_tokens": longest}.items() if value is not None}
+        fields: dict[str, Any] = {
+            **self.model_dump(include={"policy", "budget", "temperature", "top_p", "seed"}),
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+        }
+        given = {name: value for name, value in fields.items() if value is not None}
         try:
-            checked = load_settings(**said)
+            checked = load_settings(**given)
         except UsageError as error:
             raise UsageError(error.message.removeprefix("setting ")) from None  # its hint is about the command line
-        return base.model_copy(update={name: getattr(checked, name) for name in said})
+        return base.model_copy(update={name: getattr(checked, name) for name in given})
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -130,9 +132,8 @@ def conversation(messages: Sequence[_Message]) -> tuple[str, list[tuple[str, str
     Raises UsageError for messages that are not question, answer, question and so on.
     """
     instruction = "\n".join(message.text.strip() for message in messages if message.role in ("system", "developer"))
-    said = [message for message in messages if message.role in ("user", "assistant")]
-    roles = [message.role for message in said]
-    if len(said) % 2 == 0 or roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
+    spoken = [message for message in messages if message.role in ("user", "assistant")]
+    if [message.role for message in spoken] != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
         raise UsageError("messages must be of user and assistant in turn, and the last of user")
-    texts = [message.text.strip() for message in said]
+    texts = [message.text.strip() for message in spoken]
     return instruction, list(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Started:
     """The question was read, and text follows. documents: their ids."""
 
     documents: list[str]
 
 
-Event = Begun | str | dict[str, Any]
+Event = Started | str | dict[str, Any]
 """Of an answer, in this order: that it has begun, pieces of text, the record."""
 
 
@@ -68,7 +68,7 @@ class Job:
         if self._stopped:
             raise Gone
 
-    def tell(self, event: Event | Exception) -> None:
+    def send(self, event: Event | Exception) -> None:
         """On the model's thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
@@ -95,7 +95,7 @@ def work(jobs: Jobs, settings: Settings, runtime: Runtime) -> None:
             _do(job, settings, runtime)
     except KeyboardInterrupt:
         while job:
-            job.tell(Stopping("the server was stopped"))
+            job.send(Stopping("the server was stopped"))
             job = None if jobs.empty() else jobs.get()
         raise
 
@@ -103,15 +103,15 @@ def work(jobs: Jobs, settings: Settings, runtime: Runtime) -> None:
 def _do(job: Job, settings: Settings, runtime: Runtime) -> None:
     try:
         job.check()
-        job.tell(_answer(job, settings, runtime))
+        job.send(_answer(job, settings, runtime))
     except Gone:
         pass
     except OtherWorkerNeeded as error:
-        job.tell(IdentityMismatch(error.message, "another `actqkv serve --doc` can serve it, on another --port"))
+        job.send(IdentityMismatch(error.message, "another `actqkv serve --doc` can serve it, on another --port"))
     except Exception as error:
         if os.environ.get("ACTQKV_DEBUG"):
             traceback.print_exc()
-        job.tell(foreseen(error))
+        job.send(foreseen(error))
 
 
 def _answer(job: Job, settings: Settings, runtime: Runtime) -> dict[str, Any]:
@@ -121,22 +121,22 @@ def _answer(job: Job, settings: Settings, runtime: Runtime) -> dict[str, Any]:
 
     runtime.prune()
     request = job.request
-    asked = request.settings(settings)
+    settings = request.settings(settings)
     entries = _documents(request, settings)
     instruction, turns, question = conversation(request.messages)
     with (
-        runtime.loaded(entries, asked, quiet=True) as (loaded, cache),
+        runtime.loaded(entries, settings, quiet=True) as (loaded, cache),
         cache.pinned(entry.folder for entry in entries) as opened,
     ):
-        budget = budget_of(asked, opened)
+        budget = budget_of(settings, opened)
         encoded = encode_turns(loaded.tokenizer, turns, question, instruction)
-        _check_room(loaded, encoded, budget, asked.max_tokens)
-        sampling = Sampling(asked.temperature, asked.top_p, asked.seed, asked.max_tokens)
+        _check_room(loaded, encoded, budget, settings.max_tokens)
+        sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
         with session_over(loaded.model, cache.context_of(opened), budget) as session:
-            run = session.start(encoded, asked.policy, max_tokens=asked.max_tokens)
-            job.tell(Begun([entry.id for entry in entries]))
+            run = session.start(encoded, settings.policy, max_tokens=settings.max_tokens)
+            job.send(Started([entry.id for entry in entries]))
             answer = _decode(job, run, loaded, sampling)
-        result = record(run, answer, opened, asked.policy, budget, asked.seed)
+        result = record(run, answer, opened, settings.policy, budget, settings.seed)
         result["usage"]["bytes_read"] = bytes_read(opened)
         return result
 
@@ -145,18 +145,16 @@ def _documents(request: ChatRequest, settings: Settings) -> list[Entry]:
     """Raises what `find` raises."""
     if request.documents == "all":
         return documents([], True, settings.home)
-    selectors = [request.model] if request.documents is None else request.documents
-    # The latest is what `documents` finds where nothing is selected.
-    found = [entry for name in selectors for entry in documents([] if name in LATEST else [name], False, settings.home)]
-    return list({entry.id: entry for entry in found}.values())
+    names = [request.model] if request.documents is None else request.documents
+    return documents([None if name in LATEST else name for name in names], False, settings.home)
 
 
-def _check_room(loaded: "LoadedModel", encoded: "EncodedQuestion", budget: int, longest: int) -> None:
+def _check_room(loaded: "LoadedModel", encoded: "EncodedQuestion", budget: int, max_tokens: int) -> None:
     """Raises UsageError if the question's and the answer's positions would leave the range that the model knows."""
     window, tokens = loaded.model.config.max_position_embeddings, len(encoded.ids)
-    if budget + tokens + longest > window:
+    if budget + tokens + max_tokens > window:
         raise UsageError(
-            f"the messages ({tokens:,} tokens) and max_tokens ({longest:,}) do not fit into the model's window of "
+            f"the messages ({tokens:,} tokens) and max_tokens ({max_tokens:,}) do not fit into the model's window of "
             f"{window:,} tokens, of which the budget takes {budget:,}"
         )
 
@@ -165,25 +163,25 @@ def _decode(job: Job, run: "Run", loaded: "LoadedModel", sampling: "Sampling") -
     """Tells the text as it comes."""
     from actqkv_cli.engine.answer import Answer, decode
 
-    told, tokens = "", 1
+    sent, tokens = "", 1
 
-    def tell(piece: str) -> None:
-        nonlocal told
-        told += piece
-        job.tell(piece)
+    def send(piece: str) -> None:
+        nonlocal sent
+        sent += piece
+        job.send(piece)
 
     def check() -> None:
         nonlocal tokens
         job.check()
         tokens += 1
 
-    write = up_to(job.request.stop, without_trailing_space(tell))
+    write = stop_at(job.request.stop, without_trailing_space(send))
     try:
         answer = decode(run, loaded.model, loaded.tokenizer, sampling, write, check)
     except StopFound:
-        return Answer(told, tokens, "stop")
-    if rest := answer.text[len(told) :]:
-        job.tell(rest)
+        return Answer(sent, tokens, "stop")
+    if rest := answer.text[len(sent) :]:
+        job.send(rest)
     return answer
 
 
@@ -191,7 +189,7 @@ class StopFound(Exception):
     """The answer has come to a text that ends it."""
 
 
-def up_to(stops: Sequence[str], write: Callable[[str], None]) -> Callable[[str], None]:
+def stop_at(stops: Sequence[str], write: Callable[[str], None]) -> Callable[[str], None]:
     """Writes text up to where one of `stops` begins, and raises StopFound there.
 
     The end of a text that may be the beginning of one is held back until more comes.
@@ -202,8 +200,8 @@ def up_to(stops: Sequence[str], write: Callable[[str], None]) -> Callable[[str],
         nonlocal held
         held += piece
         places = [place for stop in stops if (place := held.find(stop)) >= 0]
-        begun = (length for stop in stops for length in range(1, len(stop)) if held.endswith(stop[:length]))
-        end = min(places) if places else len(held) - max(begun, default=0)
+        partial = (length for stop in stops for length in range(1, len(stop)) if held.endswith(stop[:length]))
+        end = min(places) if places else len(held) - max(partial, default=0)
         write(held[:end])
         held = held[end:]
         if places:

@@ -17,7 +17,7 @@ from actqkv_cli.store.files import read_exact
 from actqkv_cli.store.manifest import Geometry, Segment
 from actqkv_cli.store.segment import SegmentFile, block_damaged, block_shape, cache_dtype, raw
 
-_ANNOUNCE = hasattr(os, "posix_fadvise")  # Linux
+_CAN_ADVISE = hasattr(os, "posix_fadvise")  # Linux
 _MAX_OPEN = 128  # segments open at once: macOS allows a process 256 files
 _BATCH = 64  # runs of blocks read at once, each from one segment
 
@@ -76,8 +76,8 @@ class BlockFiles:
         return result
 
     def _runs(self, wanted: npt.NDArray[Any], steps: npt.NDArray[Any]) -> list[tuple[int, int, int, int]]:
-        """Neighbours within a segment, for one read each: the segment's number, the first block in it, and
-        the range [begin, end) of `wanted`."""
+        """Neighbours within a segment, for one read each: the segment's number, the first block in it, and the range
+        [begin, end) of `wanted`."""
         per_segment = self._geometry.segment_blocks
         breaks = np.flatnonzero((steps != 1) | (np.diff(wanted // per_segment) != 0)) + 1
         edges = [0, *breaks.tolist(), len(wanted)]
@@ -92,7 +92,7 @@ class BlockFiles:
             self._open.pop(next(iter(self._open))).close()
         size, digest = self._geometry.block_bytes, xxhash.xxh3_64_intdigest
         places = [(self._segment(number), within, begin, end) for number, within, begin, end in runs]
-        if _ANNOUNCE and len(places) > 1:
+        if _CAN_ADVISE and len(places) > 1:
             # The disk then works on all of them at once: cold reads take less than half the time.
             for segment, within, begin, end in places:
                 offset = segment.offset(layer, within)
@@ -111,6 +111,6 @@ class BlockFiles:
             found = SegmentFile(self._folder, self._segments()[number], self._geometry)
             self._open[number] = found
             self.bytes_read.other += found.header_bytes
-            if _ANNOUNCE:  # no read-ahead: the neighbours of a block are seldom wanted
+            if _CAN_ADVISE:  # no read-ahead: the neighbours of a block are seldom wanted
                 os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_RANDOM)
         return found

@@ -16,17 +16,8 @@ DISK_FULL_HINT = "free some space, or raise the limit, and run the same command 
 TEMPORARY = ".tmp"
 CHUNK = 1 << 22
 # O_NONBLOCK: opening a FIFO that someone put in the folder must fail the regular-file check, not hang.
-_READ_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-_WRITE_FLAGS = (
-    os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_BINARY", 0)
-)  # fmt: skip
+_READ_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+_WRITE_FLAGS = sum(getattr(os, name, 0) for name in ("O_WRONLY", "O_CREAT", "O_TRUNC", "O_NOFOLLOW", "O_BINARY"))
 
 Buffer = bytes | bytearray | memoryview
 
@@ -126,8 +117,7 @@ if not hasattr(os, "preadv"):  # Windows
 
 
 def read_exact(fd: int, view: memoryview, offset: int, path: Path) -> None:
-    """Fills `view` (bytes) from `offset` of `fd`. Raises StoreDamaged, naming `path`, if the file ends
-    before."""
+    """Fills `view` (bytes) from `offset` of `fd`. Raises StoreDamaged, naming `path`, if the file ends before."""
     try:
         done = _read_some(fd, view, offset)
         while done < len(view):
@@ -141,8 +131,7 @@ def read_exact(fd: int, view: memoryview, offset: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def open_sized(path: Path, size: int) -> Iterator[int]:
-    """A descriptor of a regular file of `size` bytes, closed at the end. Raises StoreDamaged for any other
-    size."""
+    """A descriptor of a regular file of `size` bytes, closed at the end. Raises StoreDamaged for any other size."""
     fd, actual = open_regular(path)
     try:
         if actual != size:
@@ -159,8 +148,7 @@ def check_content(path: Path, content: Buffer, xxh3: str) -> None:
 
 
 def check_file(path: Path, size: int, xxh3: str) -> None:
-    """Raises StoreDamaged unless the file has this size in bytes and this xxh3_128. Needs 4 MiB whatever
-    the size."""
+    """Raises StoreDamaged unless the file has this size in bytes and this xxh3_128. Needs 4 MiB whatever the size."""
     with open_sized(path, size) as fd:
         digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(CHUNK, size)))
         for offset in range(0, size, CHUNK):
@@ -174,14 +162,8 @@ def check_file(path: Path, size: int, xxh3: str) -> None:
 def tree_bytes(folder: Path) -> int:
     """Sum of the sizes in bytes of all files below `folder`; files that vanish meanwhile count as nothing."""
     total = 0
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        total += tree_bytes(Path(entry.path))
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_size
-    except OSError:
-        return total
+    for parent, _, names in os.walk(folder):  # which passes over what it cannot list
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(parent, name).lstat().st_size
     return total

@@ -7,13 +7,14 @@ from every version, data that begins on a page, and a check of every offset befo
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actqkv_cli.errors import ActqkvError
 from actqkv_cli.store.jsonfile import json_object
 
-MAX_HEADER = 1 << 20  # bytes
+_MAX_HEADER = 1 << 20  # bytes
 ITEMSIZE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1}
 _MAX_RANK = 8
 _MAX_DIMENSION = 1 << 40
@@ -29,12 +30,15 @@ class TensorInfo:
     end: int
 
 
-def build_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]], align: int) -> bytes:
-    """Length and JSON for tensors (name, dtype, shape) stored in this order, padded so that the data
-    begins at a multiple of `align` bytes."""
+def build_header(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], align: int, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Length and JSON for tensors (name, dtype, shape) stored in this order, padded so that the data begins at a
+    multiple of `align` bytes. metadata: of the file, which the store has none of."""
     if sys.byteorder != "little":
         raise ActqkvError("the store is little-endian, and this machine is not")
-    entries, offset = {}, 0
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name, dtype, shape in tensors:
         end = offset + ITEMSIZE[dtype] * math.prod(shape)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
@@ -45,10 +49,9 @@ def build_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]], align: int
 
 
 def header_length(first: bytes, file_bytes: int) -> int:
-    """Bytes of length and JSON together, from a file's first 8 bytes. Raises ValueError if it cannot be
-    right."""
+    """Bytes of length and JSON together, from a file's first 8 bytes. Raises ValueError if it cannot be right."""
     length = int.from_bytes(first, "little")
-    if len(first) != 8 or not 2 <= length <= min(MAX_HEADER, file_bytes - 8):
+    if len(first) != 8 or not 2 <= length <= min(_MAX_HEADER, file_bytes - 8):
         raise ValueError("the header's length is not possible")
     return 8 + length
 
@@ -61,15 +64,16 @@ def parse_header(header: bytes, file_bytes: int) -> dict[str, TensorInfo]:
     if sys.byteorder != "little":
         raise ValueError("the store is little-endian, and this machine is not")
     entries = json_object(header[8:])
-    tensors = {name: _tensor_info(name, entry, len(header)) for name, entry in entries.items()}
+    infos = {name: _tensor_info(name, entry, len(header)) for name, entry in entries.items()}
+    tensors = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].end)))
     position = len(header)
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+    for name, info in tensors.items():
         if info.start != position:
             raise ValueError(f"the range of {name!r} leaves a gap or overlaps")
         position = info.end
     if position != file_bytes:
         raise ValueError(f"the header describes {position} bytes, the file has {file_bytes}")
-    return dict(sorted(tensors.items(), key=lambda item: item[1].start))
+    return tensors
 
 
 def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
@@ -86,9 +90,9 @@ def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
 
 
-def _integers(values: object, most: int) -> bool:
+def _integers(values: object, max_length: int) -> bool:
     return (
         isinstance(values, list)
-        and len(values) <= most
+        and len(values) <= max_length
         and all(type(value) is int and 0 <= value <= _MAX_DIMENSION for value in values)
     )

@@ -13,8 +13,7 @@ _MAX_BYTES = 64 << 20
 
 
 def json_object(data: bytes) -> dict[str, object]:
-    """A JSON object. Raises ValueError for anything else, bytes that are not UTF-8, duplicate keys, NaN,
-    infinities."""
+    """A JSON object. Raises ValueError for anything else, bytes that are not UTF-8, duplicate keys, NaN, infinities."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:
@@ -25,8 +24,7 @@ def json_object(data: bytes) -> dict[str, object]:
 
 
 def canonical(body: Mapping[str, object]) -> bytes:
-    """The same bytes for the same content, whatever the order and white space. Raises ValueError for
-    infinities."""
+    """The same bytes for the same content, whatever the order and white space. Raises ValueError for infinities."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -37,8 +35,7 @@ def encode(body: Mapping[str, object]) -> bytes:
 
 
 def read(path: Path) -> tuple[dict[str, object], bool]:
-    """The object in a file without its "checksum", and whether that checksum is right. Raises
-    StoreDamaged."""
+    """The object in a file without its "checksum", and whether that checksum is right. Raises StoreDamaged."""
     fd, size = open_regular(path)
     try:
         if size > _MAX_BYTES:

@@ -14,14 +14,7 @@ from actqkv_cli.errors import ActqkvError, IdentityMismatch, NoSuchDocument, Sto
 from actqkv_cli.store.files import damaged, sync_folder, tree_bytes, write_errors
 from actqkv_cli.store.jsonfile import canonical
 from actqkv_cli.store.locks import reading, writing
-from actqkv_cli.store.manifest import (
-    MANIFEST,
-    PROGRESS,
-    Manifest,
-    Unfinished,
-    load_manifest,
-    load_unfinished,
-)
+from actqkv_cli.store.manifest import MANIFEST, PROGRESS, Manifest, Unfinished, load_manifest, load_unfinished
 
 _TRASH = ".trash-"
 _SCRATCH = "scratch"
@@ -29,16 +22,14 @@ _SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class Entry:
-    """One document's folder. Exactly one of these is set: `manifest` (whole), `progress` (its ingest is
-    unfinished), `error` (damaged; one line). `size` in bytes on disk; `modified` in seconds since the
-    epoch."""
+    """One document's folder. Exactly one of these is set: `manifest` (whole), `progress` (its ingest is unfinished),
+    `failure` (damaged). `size` in bytes on disk; `modified` in seconds since the epoch."""
 
     id: str
     folder: Path
     manifest: Manifest | None
     progress: Unfinished | None
-    error: str
-    failure: ActqkvError | None  # behind `error`
+    failure: ActqkvError | None
     size: int
     modified: float
 
@@ -55,8 +46,7 @@ class Entry:
 
 
 def list_entries(home: Path) -> list[Entry]:
-    """All documents, the latest first; damaged and unfinished ones too. Other files and folders are
-    ignored."""
+    """All documents, the latest first; damaged and unfinished ones too. Other files and folders are ignored."""
     try:
         folders = [path for path in home.iterdir() if not path.name.startswith(".") and path.is_dir()]
     except FileNotFoundError:
@@ -70,9 +60,8 @@ def list_entries(home: Path) -> list[Entry]:
 def find(home: Path, selector: str | None) -> Entry:
     """The committed document that `selector` means; None: the latest committed one.
 
-    Tried in this order: the exact id, the exact name of the source, a prefix of id or name, a part of the
-    name (the last two whatever the case). Raises UsageError (several fit), NoSuchDocument (none, or
-    unfinished), StoreDamaged.
+    Tried in this order: the exact id, the exact name of the source, a prefix of id or name, a part of the name (the
+    last two whatever the case). Raises UsageError (several fit), NoSuchDocument (none, or unfinished), StoreDamaged.
     """
     entries = list_entries(home)
     if selector is None:
@@ -91,8 +80,7 @@ def find(home: Path, selector: str | None) -> Entry:
 
 
 def document_id(source_name: str, source_sha256: str, parts: Mapping[str, object]) -> str:
-    """The folder's name: a slug of the source's name and 8 hex digits over everything that determines the
-    bytes.
+    """The folder's name: a slug of the source's name and 8 hex digits over everything that determines the bytes.
 
     `parts` must be made of JSON's types (model identity, geometry, reading …).
     """
@@ -150,7 +138,7 @@ def sweep(home: Path) -> None:
 def _entry(folder: Path) -> Entry | None:
     """What a folder holds; None if it is no document's, or is gone by now."""
     record: Unfinished | None = None
-    broken, place = None, folder
+    failure, place = None, folder
     try:
         if (folder / MANIFEST).exists():
             place = folder / MANIFEST
@@ -158,14 +146,14 @@ def _entry(folder: Path) -> Entry | None:
         elif (folder / PROGRESS).exists():
             place = folder / PROGRESS
             record = load_unfinished(folder)
-        elif _holds_parts(folder):
+        elif any(folder.glob("kv-[0-9][0-9][0-9][0-9][0-9].safetensors")):
             raise damaged(folder / MANIFEST, "the file is missing")
         else:
             return None
         if record.id != folder.name:
             raise damaged(place, f"belongs to document {record.id}: the folder was renamed or copied")
-    except ActqkvError as failure:
-        record, broken = None, failure
+    except ActqkvError as error:
+        record, failure = None, error
     try:
         modified = place.stat().st_mtime
     except OSError:
@@ -175,15 +163,10 @@ def _entry(folder: Path) -> Entry | None:
         folder=folder,
         manifest=record if isinstance(record, Manifest) else None,
         progress=None if isinstance(record, Manifest) else record,
-        error=broken.message if broken else "",
-        failure=broken,
+        failure=failure,
         size=tree_bytes(folder),
         modified=modified,
     )
-
-
-def _holds_parts(folder: Path) -> bool:
-    return any(folder.glob("kv-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
 def _matches(entries: list[Entry], selector: str) -> list[Entry]:
@@ -207,8 +190,8 @@ def _matches(entries: list[Entry], selector: str) -> list[Entry]:
 def _usable(entry: Entry) -> Entry:
     if isinstance(entry.failure, IdentityMismatch):
         raise entry.failure
-    if entry.error:
-        raise StoreDamaged(entry.error, f"`actqkv rm {entry.id}`, then ingest the document again")
+    if entry.failure is not None:
+        raise StoreDamaged(entry.failure.message, f"`actqkv rm {entry.id}`, then ingest the document again")
     if entry.progress is not None:
         done, total = entry.progress.tokens_done, entry.progress.tokens
         raise NoSuchDocument(

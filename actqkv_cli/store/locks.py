@@ -61,7 +61,7 @@ def _held(path: Path, busy: str, exclusive: bool) -> Iterator[None]:
 
 def _path(home: Path, document: str) -> Path:
     # A folder that a user renamed may hold characters that no file name of ours should.
-    fit = re.match(ID_PATTERN, document) is not None and not document.endswith("\n")
+    fit = re.fullmatch(ID_PATTERN, document)
     name = document if fit else "other-" + hashlib.sha256(document.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return home / LOCKS / f"{name}.lock"
 

@@ -1,8 +1,7 @@
 """What a document's folder says about itself: manifest.json, or ingest.json while the ingest is unfinished.
 
-Both are pretty JSON with sorted keys and a "checksum" (xxh3_128 of the canonical JSON of all the rest). A
-manifest may come from elsewhere, so every number has an upper bound and every file name is fixed by its
-place.
+Both are pretty JSON with sorted keys and a "checksum" (xxh3_128 of the canonical JSON of all the rest). A manifest may
+come from elsewhere, so every number has an upper bound and every file name is fixed by its place.
 """
 
 import math
@@ -46,8 +45,7 @@ class _Model(BaseModel):
 
 
 class Geometry(_Model):
-    """Shape of the cache: blocks are (2, kv_heads, block_size, head_dim) of `dtype`, segment_blocks to a
-    segment."""
+    """Shape of the cache: blocks are (2, kv_heads, block_size, head_dim) of `dtype`, segment_blocks to a segment."""
 
     layers: int = Field(ge=1, le=1024)
     kv_heads: int = Field(ge=1, le=1024)
@@ -58,10 +56,12 @@ class Geometry(_Model):
 
     @property
     def block_bytes(self) -> int:
+        """Bytes of one layer's block: keys and values."""
         return 2 * self.kv_heads * self.block_size * self.head_dim * _ITEMSIZE[self.dtype]
 
     @property
     def segment_blocks(self) -> int:
+        """Blocks of one layer in a whole segment."""
         return self.segment_tokens // self.block_size
 
     @model_validator(mode="after")
@@ -107,8 +107,7 @@ class Reading(_Model):
 
 
 class RetrievalHead(_Model):
-    """A query head that looks from a question to its answer's place; score is the share of facts that it
-    found."""
+    """A query head that looks from a question to its answer's place; score is the share of facts that it found."""
 
     layer: int = Field(ge=0, le=1023)
     head: int = Field(ge=0, le=65_535)
@@ -123,8 +122,8 @@ class FileEntry(_Model):
 
 
 class Segment(_Model):
-    """One kv file: its blocks per layer, size in bytes, and xxh3_128 of the whole file, of the header
-    (length and JSON) and of the table of block checksums, which ties every single block to this manifest."""
+    """One kv file: its blocks per layer, size in bytes, and xxh3_128 of the whole file, of the header (length and
+    JSON) and of the table of block checksums, which ties every single block to this manifest."""
 
     file: str = Field(pattern=r"^kv-[0-9]{5}\.safetensors$")
     blocks: int = Field(ge=1, le=1 << 20)
@@ -135,9 +134,8 @@ class Segment(_Model):
 
 
 class Draft(_Model):
-    """All that is known before the first window is prefilled. `tokens` counts the whole stored prompt,
-    template included; the document itself begins at token `document_start`. `density`: one per layer in
-    [0, 1], or empty."""
+    """All that is known before the first window is prefilled. `tokens` counts the whole stored prompt, template
+    included; the document itself begins at token `document_start`. `density`: one per layer in [0, 1], or empty."""
 
     format: Literal[1] = 1
     id: str = Field(pattern=ID_PATTERN)
@@ -186,6 +184,7 @@ class Unfinished(Draft):
 
     @property
     def tokens_done(self) -> int:
+        """Tokens in the segments that are on disk."""
         return min(len(self.segments) * self.geometry.segment_tokens, self.tokens)
 
     @model_validator(mode="after")
@@ -215,8 +214,8 @@ class Manifest(Unfinished):
         if self.token_file.bytes > 12 * self.tokens + (1 << 20):
             raise ValueError("the token file is too large")
         # These are loaded whole: they must stay in proportion to what is really there.
-        most = 2 * sum(segment.bytes for segment in self.segments) + (64 << 20)
-        if self.index.bytes > most or (self.methods is not None and self.methods.bytes > most):
+        max_bytes = 2 * sum(segment.bytes for segment in self.segments) + (64 << 20)
+        if self.index.bytes > max_bytes or (self.methods is not None and self.methods.bytes > max_bytes):
             raise ValueError("the index is too large")
         return self
 
@@ -231,6 +230,7 @@ def synthetic_draft(
 
 
 def segment_name(number: int) -> str:
+    """The file of segment `number`, counted from 0."""
     return f"kv-{number:05d}.safetensors"
 
 

@@ -1,7 +1,6 @@
 """One segment file: `layers.N` (n, 2, Hkv, b, d), `checksums` (L, n), `representatives` (L, n, 1, Hkv, d).
 
-A block of one layer is one contiguous range. The data begins on a page, so a block touches as few pages as it
-can.
+A block of one layer is one contiguous range. The data begins on a page, so a block touches as few pages as it can.
 """
 
 import contextlib
@@ -15,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.store.files import (
     Buffer,
     check_content,
@@ -24,7 +24,7 @@ from actqkv_cli.store.files import (
     read_exact,
     write_atomic,
 )
-from actqkv_cli.store.header import TensorInfo, build_header, header_length, parse_header
+from actqkv_cli.store.header import build_header
 from actqkv_cli.store.manifest import Geometry, Segment
 
 PAGE = 4096
@@ -37,6 +37,7 @@ Table = npt.NDArray[np.uint64]
 
 
 def cache_dtype(geometry: Geometry) -> torch.dtype:
+    """The torch type of keys, values and representatives."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[geometry.dtype]
 
 
@@ -67,6 +68,7 @@ def block_checksums(data: memoryview, block_bytes: int) -> Table:
 
 
 def representatives_shape(geometry: Geometry, blocks: int) -> tuple[int, int, int, int, int]:
+    """(L, n, 1, Hkv, d)"""
     return geometry.layers, blocks, 1, geometry.kv_heads, geometry.head_dim
 
 
@@ -88,8 +90,7 @@ def segment_bytes(geometry: Geometry, blocks: int) -> int:
 def write_segment_file(
     path: Path, geometry: Geometry, blocks: Tensor | Sequence[Tensor], representatives: Tensor
 ) -> Segment:
-    """Writes one segment; `blocks` (L, n, 2, Hkv, b, d) or L tensors (n, 2, Hkv, b, d), shapes already
-    checked.
+    """Writes one segment; `blocks` (L, n, 2, Hkv, b, d) or L tensors (n, 2, Hkv, b, d), shapes already checked.
 
     Holds one layer beside the caller's tensors at most. Raises DiskFull, ActqkvError.
     """
@@ -124,15 +125,16 @@ class SegmentFile:
 
     def __init__(self, folder: Path, segment: Segment, geometry: Geometry) -> None:
         self.path, self.segment, self.geometry = folder / segment.file, segment, geometry
+        header = segment_header(geometry, segment.blocks)
+        self._start = len(header)
         self.fd, size = open_regular(self.path)
         try:
             if size != segment.bytes:
                 raise damaged(self.path, f"{size} bytes long instead of {segment.bytes}")
-            self.header = self._read_header(size)
-            tensors = self._check_layout(size)
-            self._start = tensors["layers.0"].start
-            self.representatives = tensors["representatives"]
-            self.table = self._read_table(tensors["checksums"])
+            self._check_header(header)
+            if size != segment_bytes(geometry, segment.blocks):
+                raise damaged(self.path, f"{size} bytes are not what the manifest's geometry implies")
+            self.table = self._read_table()
         except BaseException:
             self.close()
             raise
@@ -144,7 +146,7 @@ class SegmentFile:
 
     @property
     def header_bytes(self) -> int:
-        return len(self.header) + self.table.nbytes
+        return self._start + self.table.nbytes
 
     def offset(self, layer: int, block: int) -> int:
         """Where block `block` (counted within the segment) of a layer begins, in bytes."""
@@ -160,43 +162,30 @@ class SegmentFile:
             raise block_damaged(self.path, layer, int(wrong[0]))
         return out
 
-    def _read_header(self, size: int) -> bytes:
-        first = bytearray(min(8, size))
-        read_exact(self.fd, memoryview(first), 0, self.path)
-        try:
-            header = bytearray(header_length(bytes(first), size))
-        except ValueError as error:
-            raise damaged(self.path, str(error)) from error
+    def _check_header(self, expected: bytes) -> None:
+        header = bytearray(len(expected))
         read_exact(self.fd, memoryview(header), 0, self.path)
         if xxhash.xxh3_128_hexdigest(header) != self.segment.header_xxh3:
             raise damaged(self.path, "the header does not match its checksum")
-        return bytes(header)
-
-    def _check_layout(self, size: int) -> dict[str, TensorInfo]:
-        try:
-            tensors = parse_header(self.header, size)
-        except ValueError as error:
-            raise damaged(self.path, str(error)) from error
-        if self.header != segment_header(self.geometry, self.segment.blocks):
+        if header != expected:
             raise damaged(self.path, "the header does not describe what the manifest's geometry implies")
-        return tensors
 
-    def _read_table(self, info: TensorInfo) -> Table:
+    def _read_table(self) -> Table:
         table = np.empty((self.geometry.layers, self.segment.blocks), np.uint64)
         view = table.reshape(-1).view(np.uint8).data
-        read_exact(self.fd, view, info.start, self.path)
+        read_exact(self.fd, view, self.offset(self.geometry.layers, 0), self.path)
         if xxhash.xxh3_128_hexdigest(view) != self.segment.table_xxh3:
             raise damaged(self.path, "the block checksums do not match their own checksum")
         return table
 
 
-def block_damaged(path: Path, layer: int, block: int) -> Exception:
+def block_damaged(path: Path, layer: int, block: int) -> StoreDamaged:
+    """The StoreDamaged for a block, counted within its segment."""
     return damaged(path, f"block {block} of layer {layer} does not match its checksum")
 
 
 def load_whole(folder: Path, segment: Segment, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, 1, Hkv, d) of one segment, the whole file
-    verified.
+    """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, 1, Hkv, d) of one segment, the whole file verified.
 
     Both are views of one buffer of the file's size. Raises StoreDamaged.
     """
@@ -205,16 +194,14 @@ def load_whole(folder: Path, segment: Segment, geometry: Geometry) -> tuple[Tens
         view = raw(data)
         read_exact(opened.fd, view, 0, opened.path)
         check_content(opened.path, view, segment.xxh3)
-        start, end = opened.offset(0, 0), opened.offset(geometry.layers, 0)
-        blocks = data[start:end].view(cache_dtype(geometry))
-        info = opened.representatives
-        representatives = data[info.start : info.end].view(DTYPES[info.dtype])
+        start, end, dtype = opened.offset(0, 0), opened.offset(geometry.layers, 0), cache_dtype(geometry)
+        blocks, representatives = data[start:end], data[end + opened.table.nbytes :]
     shape = (geometry.layers, segment.blocks, *block_shape(geometry))
-    return blocks.view(shape), representatives.view(info.shape)
+    rows = representatives_shape(geometry, segment.blocks)
+    return blocks.view(dtype).view(shape), representatives.view(dtype).view(rows)
 
 
 def check_segment(folder: Path, segment: Segment, geometry: Geometry) -> None:
-    """Raises StoreDamaged unless the segment is whole: size, header, block table, and xxh3 of the whole
-    file."""
+    """Raises StoreDamaged unless the segment is whole: size, header, block table, and xxh3 of the whole file."""
     SegmentFile(folder, segment, geometry).close()
     check_file(folder / segment.file, segment.bytes, segment.xxh3)

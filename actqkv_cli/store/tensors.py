@@ -73,6 +73,7 @@ STORED = {
 
 
 def names_in(file: str) -> list[str]:
+    """The tensors that a file of a document may hold."""
     return [name for name, stored in STORED.items() if stored.file == file]
 
 
@@ -84,6 +85,7 @@ def file_header(tensors: Mapping[str, Like]) -> tuple[bytes, list[str]]:
 
 
 def file_bytes(tensors: Mapping[str, Like]) -> int:
+    """The size of a file of these tensors."""
     return len(file_header(tensors)[0]) + sum(ITEMSIZE[dtype] * prod(shape) for dtype, shape in tensors.values())
 
 
@@ -95,8 +97,7 @@ def like(tensors: Mapping[str, Tensor]) -> dict[str, Like]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    """Writes `tensors` as one safetensors file; the same tensors give the same bytes. Raises DiskFull,
-    ActqkvError."""
+    """Writes `tensors` as one safetensors file; the same tensors give the same bytes. Raises DiskFull, ActqkvError."""
     header, order = file_header(like(tensors))
 
     def chunks() -> Iterator[Buffer]:

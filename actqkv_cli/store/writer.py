@@ -4,19 +4,11 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from torch import Tensor
 
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, OverDiskLimit, StoreDamaged
-from actqkv_cli.store.files import (
-    DISK_FULL_HINT,
-    TEMPORARY,
-    sync_folder,
-    tree_bytes,
-    write_atomic,
-    write_errors,
-)
+from actqkv_cli.store.files import DISK_FULL_HINT, TEMPORARY, sync_folder, tree_bytes, write_atomic, write_errors
 from actqkv_cli.store.manifest import (
     MANIFEST,
     PROGRESS,
@@ -53,8 +45,7 @@ _OURS = re.compile(
 class DocumentWriter:
     """A document being ingested; make one with `DocumentWriter.open`.
 
-    `segments`: those on disk, in order, each verified. `warnings`: one line for every thing found damaged on
-    resuming.
+    `segments`: those on disk, in order, each verified. `warnings`: one line for every thing found damaged on resuming.
     """
 
     def __init__(self, folder: Path, draft: Draft, disk_limit: int | None) -> None:
@@ -64,8 +55,7 @@ class DocumentWriter:
 
     @classmethod
     def open(cls, folder: Path, draft: Draft, disk_limit: int | None = None) -> "DocumentWriter":
-        """Starts the document in `folder` (named as draft.id), or resumes it if it was begun with an equal
-        draft.
+        """Starts the document in `folder` (named as draft.id), or resumes it if it was begun with an equal draft.
 
         `disk_limit`: bytes that the library, folder.parent, may take. Raises ActqkvError if the document is
         complete already, DiskFull, ValueError if folder and draft.id differ.
@@ -88,9 +78,7 @@ class DocumentWriter:
     def __enter__(self) -> "DocumentWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing is held open between calls; what is on disk stays for the next run."""
 
     @property
@@ -98,13 +86,11 @@ class DocumentWriter:
         return tuple(self._segments)
 
     def load_segment(self, number: int) -> tuple[Tensor, Tensor]:
-        """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, 1, Hkv, d) of a segment. Raises
-        StoreDamaged."""
+        """Blocks (L, n, 2, Hkv, b, d) and representatives (L, n, 1, Hkv, d) of a segment. Raises StoreDamaged."""
         return load_whole(self.folder, self._segments[number], self.draft.geometry)
 
     def read_layer(self, layer: int) -> Iterator[Tensor]:
-        """One layer's blocks (n, 2, Hkv, b, d), segment by segment, every block verified. Raises
-        StoreDamaged."""
+        """One layer's blocks (n, 2, Hkv, b, d), segment by segment, every block verified. Raises StoreDamaged."""
         if not 0 <= layer < self.draft.geometry.layers:
             raise ValueError(f"there is no layer {layer}")
         for segment in self.segments:
@@ -184,8 +170,7 @@ class DocumentWriter:
         return kept
 
     def _sweep(self) -> None:
-        """Removes what a killed run left behind and nothing lists: temporary files, segments, unfinished
-        small files."""
+        """Removes what a killed run left behind and nothing lists: temporary files, segments, small files."""
         listed = {PROGRESS, *(segment.file for segment in self._segments)}
         for path in self.folder.iterdir():
             if path.name not in listed and _OURS.fullmatch(path.name):

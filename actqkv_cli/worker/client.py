@@ -103,12 +103,12 @@ def _read_stdin() -> str:
 
 def _follow(argv: Sequence[str], connection: Connection) -> int | None:
     """Pass on what the worker writes, and lines to it that it asks for, until the command ends."""
-    begun = talks = False
+    started = in_conversation = False
     stop_at = float("inf")
 
     def stop(*_: Any) -> None:
         nonlocal stop_at
-        if not begun or stop_at < float("inf"):
+        if not started or stop_at < float("inf"):
             raise KeyboardInterrupt
         stop_at = time.monotonic() + _AFTER_CTRL_C
         connection.send(stop=True)
@@ -118,14 +118,14 @@ def _follow(argv: Sequence[str], connection: Connection) -> int | None:
             try:
                 frame = connection.receive()
             except TimeoutError:
-                if time.monotonic() > stop_at and not talks:
+                if time.monotonic() > stop_at and not in_conversation:
                     raise KeyboardInterrupt from None
                 continue
             if frame is None:
-                return _died(argv) if begun else None
+                return _died(argv) if started else None
             if "replaced" in frame or "declined" in frame:
                 return None
-            begun = True
+            started = True
             for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
                 if name in frame:
                     stream.write(frame[name])
@@ -133,7 +133,7 @@ def _follow(argv: Sequence[str], connection: Connection) -> int | None:
             if "exit" in frame:
                 return int(frame["exit"])
             if "prompt" in frame:
-                talks, stop_at = True, float("inf")
+                in_conversation, stop_at = True, float("inf")
                 with terminal.on_interrupt(signal.default_int_handler):
                     connection.send(line=terminal.read_line(frame["prompt"]))
 

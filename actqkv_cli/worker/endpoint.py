@@ -10,7 +10,7 @@ import platformdirs
 
 from actqkv_cli.worker.protocol import Connection
 
-_LONGEST_PATH = 100  # bytes; the systems' limits are 104 and 108 with the closing zero
+_MAX_PATH_BYTES = 100  # the systems' limits are 104 and 108 with the closing zero
 
 
 def socket_path() -> Path | None:
@@ -23,7 +23,7 @@ def socket_path() -> Path | None:
             path = platformdirs.user_runtime_path("actqkv") / "worker.sock"
     except OSError:
         return None
-    return path if len(os.fsencode(path)) <= _LONGEST_PATH else None
+    return path if len(os.fsencode(path)) <= _MAX_PATH_BYTES else None
 
 
 def log_path(path: Path) -> Path:

@@ -12,11 +12,12 @@ import socket
 import struct
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from actqkv_cli import __version__
 
-_LONGEST_FRAME = 1 << 28  # bytes
+_MAX_FRAME_BYTES = 1 << 28
 # Libraries read these when they are imported or started, so a running worker cannot take them over.
 _READ_AT_START = (
     "CUDA", "DYLD_", "GOMP_", "HF_", "HIP_", "HUGGINGFACE_", "KMP_", "LD_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_",
@@ -54,7 +55,7 @@ class Connection:
         searched = 0
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
-            if searched > _LONGEST_FRAME:
+            if searched > _MAX_FRAME_BYTES:
                 return None
             try:
                 data = self._socket.recv(1 << 16)
@@ -116,13 +117,10 @@ def _code() -> list[int]:
     newest = size = count = 0
     for package in ("actqkv_cli", "actqkv_kernels"):
         found = importlib.util.find_spec(package)
-        waiting = list(found.submodule_search_locations or []) if found else []
-        while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".py"):
-                        state = entry.stat()
+        for folder in (found and found.submodule_search_locations) or []:
+            for parent, _, names in os.walk(folder):
+                for name in names:
+                    if name.endswith(".py"):
+                        state = Path(parent, name).stat()
                         newest, size, count = max(newest, state.st_mtime_ns), size + state.st_size, count + 1
-                    elif entry.is_dir() and entry.name != "__pycache__":
-                        waiting.append(entry.path)
     return [newest, size, count]

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from actqkv_cli.worker import endpoint
 from actqkv_cli.worker.protocol import Connection, difference, fingerprint
 
 if TYPE_CHECKING:
-    from actqkv_cli.main import Invocation, Prompts
+    from actqkv_cli.invocation import Invocation, Prompts
     from actqkv_cli.runtime import Runtime
 
 _FIRST_CLIENT = 60.0  # seconds for the client that started us to come
@@ -72,23 +71,15 @@ class Client:
         self.arrived = 0.0
         self.call: Invocation | None = None
         self.conversation: Prompts | None = None
-        self._stopped = False
+        self.stopped = False  # what the command runs now is to end at its next check()
 
     def send(self, **frame: Any) -> None:
         self.gone = self.gone or not self.connection.send(**frame)
 
-    def stop(self) -> None:
-        """What the command runs now is to end at its next check()."""
-        self._stopped = True
-
-    def go_on(self) -> None:
-        """A Ctrl-C that came too late for the step before is not meant for the next."""
-        self._stopped = False
-
     def check(self) -> None:
         """See `terminal.Check`."""
-        if self.gone or self._stopped:
-            self._stopped = False
+        if self.gone or self.stopped:
+            self.stopped = False
             raise KeyboardInterrupt
 
 
@@ -97,7 +88,7 @@ class Declined(Exception):
 
 
 class Worker:
-    """All that changes while a worker lives. `retire` and what follows frames may run on any thread."""
+    """All that changes while a worker lives. `_retire` and what follows frames may run on any thread."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.current: Client | None = None
@@ -183,10 +174,10 @@ class Worker:
             if "run" in frame:
                 self._take(client, frame)
             elif "line" in frame:
-                client.go_on()
+                client.stopped = False  # a Ctrl-C that came too late for the step before is not meant for the next
                 self._jobs.put((client, frame["line"]))
             elif "stop" in frame:
-                client.stop()
+                client.stopped = True
             elif "status" in frame:
                 client.send(status=self._status())
             elif "shutdown" in frame:
@@ -206,7 +197,7 @@ class Worker:
         self._retire("it was told to stop")
         self._stopping = True
         if current := self.current:
-            current.stop()
+            current.stopped = True
         self._jobs.put((client, None))  # wakes the main thread
 
     def _status(self) -> dict[str, Any]:
@@ -275,32 +266,32 @@ class Worker:
         self._end(client)
 
     def _step(self, client: Client, line: str | None, runtime: "Runtime") -> int | str:
-        from actqkv_cli import main
+        from actqkv_cli import invocation
         from actqkv_cli.runtime import OtherWorkerNeeded
 
-        self._step_into(client.request)
+        self._enter_surroundings(client.request)
         if client.conversation is not None and client.call is not None:
-            return main.go_on(client.call, client.conversation, line)
-        client.call = main.Invocation(
+            return invocation.next_prompt(client.call, client.conversation, line)
+        client.call = invocation.Invocation(
             client.request["argv"],
             client.arrived,
-            self._place,
+            self._accept_keep_alive,
             lambda: contextlib.nullcontext(runtime),
             client.check,
-            passes=(Declined, OtherWorkerNeeded),
+            reraised=(Declined, OtherWorkerNeeded),
         )
-        outcome = main.start(client.call)
+        outcome = invocation.start(client.call)
         if isinstance(outcome, int):
             return outcome
         client.conversation = outcome
-        return main.go_on(client.call, client.conversation, None)
+        return invocation.next_prompt(client.call, client.conversation, None)
 
-    def _place(self, argv: Sequence[str], keep_alive: float) -> None:
+    def _accept_keep_alive(self, keep_alive: float) -> None:
         if keep_alive <= 0:
             raise Declined
         self._keep_alive = keep_alive
 
-    def _step_into(self, request: dict[str, Any]) -> None:
+    def _enter_surroundings(self, request: dict[str, Any]) -> None:
         """The client's environment and folder. What a library has put into the environment for itself stays."""
         new = request["environ"]
         for name in self._environ.keys() - new.keys():

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from actqkv_cli import main
+from actqkv_cli.invocation import Invocation
 from actqkv_cli.runtime import OtherWorkerNeeded
 from actqkv_cli.worker import server
 
@@ -26,15 +27,15 @@ def fake(
     context: typer.Context, words: list[str], keep_alive: main.KeepAlive = None, as_json: main.Json = False
 ) -> Generator[str, str | None, None] | None:
     """What a test asks for."""
-    call = main._place(context, main._settings(keep_alive=keep_alive))
-    return globals()[words[0]](call, *words[1:])
+    context.obj.delegate(main._settings(locals()).keep_alive)
+    return globals()[words[0]](context.obj, *words[1:])
 
 
-def pid(call: main.Invocation) -> None:
+def pid(call: Invocation) -> None:
     print(os.getpid())
 
 
-def see(call: main.Invocation, *_: str) -> None:
+def see(call: Invocation, *_: str) -> None:
     """All that a command can see of its caller."""
     seen = {
         "cwd": str(Path.cwd()),
@@ -47,7 +48,7 @@ def see(call: main.Invocation, *_: str) -> None:
     print("ein Wörtchen auf stderr", file=sys.stderr)
 
 
-def count(call: main.Invocation, number: str, seconds: str = "0.05") -> None:
+def count(call: Invocation, number: str, seconds: str = "0.05") -> None:
     for i in range(int(number)):
         sys.stdout.write(f"{i} ")
         sys.stdout.flush()
@@ -56,26 +57,26 @@ def count(call: main.Invocation, number: str, seconds: str = "0.05") -> None:
     print()
 
 
-def fail(call: main.Invocation, message: str) -> None:
+def fail(call: Invocation, message: str) -> None:
     raise ZeroDivisionError(message)
 
 
-def die(call: main.Invocation) -> None:
+def die(call: Invocation) -> None:
     print("half an", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang(call: main.Invocation) -> None:
+def hang(call: Invocation) -> None:
     print("hanging", flush=True)
     time.sleep(60)
 
 
-def flood(call: main.Invocation, megabytes: str) -> None:
+def flood(call: Invocation, megabytes: str) -> None:
     for _ in range(int(megabytes)):
         print("x" * (1 << 20))
 
 
-def keep(call: main.Invocation, name: str) -> None:
+def keep(call: Invocation, name: str) -> None:
     global _keeps
     if _keeps not in ("", name):
         raise OtherWorkerNeeded(f"{_keeps} is kept here")
@@ -83,7 +84,7 @@ def keep(call: main.Invocation, name: str) -> None:
     print(name, os.getpid())
 
 
-def talk(call: main.Invocation, closed: str = "") -> Generator[str, str | None, None]:
+def talk(call: Invocation, closed: str = "") -> Generator[str, str | None, None]:
     """Repeats what it is told, counts when it is told to, and tells a file when it is closed."""
     try:
         while (line := (yield "say> ")) is not None:

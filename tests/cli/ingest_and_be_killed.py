@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  # once, here, and not in every child
 
-from actqkv_cli import main as command
+from actqkv_cli import __main__ as command
 
 
 def start(home: Path, arguments: list[str]) -> int:

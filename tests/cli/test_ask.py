@@ -191,7 +191,7 @@ def test_what_can_happen_anywhere(library: Sandbox, error: str, code: int, told:
         f"def fail(*_):\n    raise {error}\n"
         "sys.modules['actqkv_cli.store.library'] = module\n"
         "sys.argv = ['actqkv', 'ask', 'Who?', '--json']\n"
-        "from actqkv_cli.main import main; main()"
+        "from actqkv_cli.__main__ import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", script], env=library.env, capture_output=True, text=True)
     assert done.returncode == json.loads(done.stdout)["error"]["exit_code"] == code

@@ -174,13 +174,13 @@ def test_a_full_disk_is_full_for_all(library: Sandbox, tiny: Path, tmp_path: Pat
         (tmp_path / name).write_text(LONG[:3000] + name)
     full = (
         "import errno, os\n"
-        "from actqkv_cli import main\n"
+        "from actqkv_cli.__main__ import main\n"
         "from actqkv_cli.store import files, writer\n"
         "def refuse(path, chunks):\n"
         "    with files.write_errors(path):\n"
         "        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "writer.write_atomic = refuse\n"
-        "main.main()"
+        "main()"
     )
     words = [sys.executable, "-c", full, "ingest", "a.md", "b.md", "--model", tiny, *SMALL, "--json"]
     done = subprocess.run(words, env=box.env, cwd=tmp_path, capture_output=True, text=True)

@@ -18,7 +18,7 @@ def imported(box: Sandbox, *args: str) -> set[str]:
         "import atexit, sys\n"
         f"atexit.register(lambda: print('LOADED', *({HEAVY!r} & set(sys.modules)), file=sys.stderr))\n"
         f"sys.argv = ['actqkv', *{args!r}]\n"
-        "from actqkv_cli.main import main; main()"
+        "from actqkv_cli.__main__ import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", script], env=box.env, capture_output=True, text=True, check=True)
     return set(done.stderr.split("LOADED", 1)[1].split())

@@ -13,7 +13,7 @@ from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, StoreDamaged
 from actqkv_cli.failures import foreseen
 from actqkv_cli.serve.app import make_app
-from actqkv_cli.serve.work import Begun, Event, Jobs
+from actqkv_cli.serve.work import Event, Jobs, Started
 
 RECORD = {
     "answer": "one", "finish": "stop", "answered": True, "confidence": 0.9, "supported": None,
@@ -33,7 +33,7 @@ def reply(home: Path, events: list[Event | Exception], stream: bool) -> tuple[in
         job = jobs.get()
         assert job is not None
         for event in events:
-            job.tell(event)
+            job.send(event)
 
     async def call() -> None:
         left = [{"type": "http.request", "body": body}]
@@ -61,7 +61,7 @@ def events_of(text: str) -> list[Any]:
 
 
 def test_a_failure_in_mid_stream_is_its_last_event(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, text = reply(tmp_path, [Begun(["a-1"]), "one", StoreDamaged("block 7 is damaged", "ingest again")], True)
+    status, text = reply(tmp_path, [Started(["a-1"]), "one", StoreDamaged("block 7 is damaged", "ingest again")], True)
     assert status == 200
     assert "[DONE]" not in text
     found = events_of(text)
@@ -72,7 +72,7 @@ def test_a_failure_in_mid_stream_is_its_last_event(tmp_path: Path, capfd: pytest
 
 
 def test_without_a_stream_a_failure_is_all_there_is(tmp_path: Path) -> None:
-    status, text = reply(tmp_path, [Begun(["a-1"]), "one", StoreDamaged("block 7 is damaged")], False)
+    status, text = reply(tmp_path, [Started(["a-1"]), "one", StoreDamaged("block 7 is damaged")], False)
     assert (status, json.loads(text)["error"]["message"]) == (500, "block 7 is damaged")
 
 
@@ -97,7 +97,7 @@ def test_what_can_happen_anywhere(tmp_path: Path, error: Exception, told: str) -
 @pytest.mark.parametrize("finish", ["stop", "repetition"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_ends_well(tmp_path: Path, stream: bool, finish: str) -> None:
-    status, text = reply(tmp_path, [Begun(["a-1"]), "one", {**RECORD, "finish": finish}], stream)
+    status, text = reply(tmp_path, [Started(["a-1"]), "one", {**RECORD, "finish": finish}], stream)
     assert status == 200
     whole = events_of(text)[-1] if stream else json.loads(text)
     assert (whole["model"], whole["sources"], whole["choices"][0]["finish_reason"]) == ("a-1", [], "stop")

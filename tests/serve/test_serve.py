@@ -342,7 +342,7 @@ def test_without_its_packages_it_says_how_to_get_them(shelf: Sandbox) -> None:
     for package in ("starlette", "uvicorn"):
         script = (
             f"import sys; sys.modules[{package!r}] = None; sys.argv = ['actqkv', 'serve', '--port', '0']\n"
-            "from actqkv_cli.main import main; main()"
+            "from actqkv_cli.__main__ import main; main()"
         )
         done = subprocess.run([sys.executable, "-c", script], env=shelf.env, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")

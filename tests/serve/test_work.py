@@ -13,14 +13,14 @@ from actqkv_cli.errors import ActqkvError
 from actqkv_cli.runtime import Runtime
 from actqkv_cli.serve import work
 from actqkv_cli.serve.request import ChatRequest, parse
-from actqkv_cli.serve.work import Gone, Job, StopFound, up_to
+from actqkv_cli.serve.work import Gone, Job, StopFound, stop_at
 
 BODY = b'{"model": "latest", "messages": [{"role": "user", "content": "Who?"}]}'
 
 
 def written(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
     text: list[str] = []
-    write = up_to(stops, text.append)
+    write = stop_at(stops, text.append)
     try:
         for piece in pieces:
             write(piece)

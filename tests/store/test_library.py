@@ -73,7 +73,8 @@ def test_damaged_documents_are_listed(home: Path) -> None:
     (home / "moby-dick-22222222" / "manifest.json").unlink()
     (home / "war-and-peace-33333333").rename(home / "War & Peace")
     (home / "unfinished-44444444" / "ingest.json").write_text("")
-    errors = {entry.id: entry.error for entry in list_entries(home)}
+    errors = {entry.id: entry.failure.message for entry in list_entries(home) if entry.failure}
+    assert len(errors) == 4
     assert "JSON" in errors["moby-dick-11111111"]
     assert "missing" in errors["moby-dick-22222222"]
     assert "renamed or copied" in errors["War & Peace"]

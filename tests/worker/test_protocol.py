@@ -62,7 +62,7 @@ def test_nonsense_is_the_end(pair: tuple[Connection, socket.socket], nonsense: b
 def test_a_frame_without_end_is_not_kept_for_ever(
     pair: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "_LONGEST_FRAME", 1000)
+    monkeypatch.setattr(protocol, "_MAX_FRAME_BYTES", 1000)
     connection, theirs = pair
     for _ in range(3):
         theirs.sendall(b"x" * 1000)
