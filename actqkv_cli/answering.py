@@ -32,14 +32,12 @@ def documents(docs: Sequence[str | None], all_documents: bool, home: Path) -> li
     return whole or [find(home, None)]  # which says what is wrong
 
 
-def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", earlier_blocks: int = 0) -> int:
+def budget_of(settings: Settings, opened: "Sequence[OpenDocument]", turn_blocks: int = 0) -> int:
     """Tokens per layer: as it is set, else what suits the policy, and a conversation of so many blocks."""
     from actqkv_cli.retrieval.policies import usual_budget
 
     manifest = opened[0].reader.manifest
-    return settings.budget or usual_budget(
-        settings.policy, manifest.reading, manifest.geometry.block_size, earlier_blocks
-    )
+    return settings.budget or usual_budget(settings.policy, manifest.reading, manifest.geometry.block_size, turn_blocks)
 
 
 def without_trailing_space(write: Callable[[str], None]) -> Callable[[str], None]:

@@ -77,7 +77,11 @@ def measure_answers(
             coverage = run.coverage
             trusted = trust(answer, run.ranking, coverage)
             values = judge(example, answer.text, trusted.answered)
-            values |= {"likelihood": answer.likelihood, "least": answer.least, "strength": strength(run.ranking)}
+            values |= {
+                "likelihood": answer.likelihood,
+                "least": answer.min_probability,
+                "strength": strength(run.ranking),
+            }
             values |= {} if coverage is None else {"coverage": coverage}
             # How far confidence is from being right, squared (Brier 1950).
             values["brier"] = (trusted.confidence - values.get("contains", values.get("score", 0.0))) ** 2
@@ -131,7 +135,7 @@ def likelihood(log_p: Tensor, gold: Tensor, reference: Tensor | None) -> dict[st
 
 def gold_blocks(context: Context, doc_index: int, example: Example) -> list[set[int]]:
     """The blocks in which each of the example's spans stands."""
-    reader, origin = context.documents[doc_index].reader, context.firsts[doc_index]
+    reader, origin = context.documents[doc_index].reader, context.first_blocks[doc_index]
     starts, first = reader.tokens()["char_start"].long(), reader.manifest.document_start
     size = reader.manifest.geometry.block_size
     found = []

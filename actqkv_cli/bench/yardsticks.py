@@ -43,7 +43,7 @@ def texts(
 def _text_of(context: Context, doc_index: int, blocks: set[int]) -> str:
     """The text of blocks of one document, in order."""
     block_text = block_texts(context.documents[doc_index].reader)
-    ours = sorted(block - context.firsts[doc_index] for block in blocks)
+    ours = sorted(block - context.first_blocks[doc_index] for block in blocks)
     ours = [block for block in ours if 0 <= block < len(block_text)]
     # Blocks that are no neighbours do not run on into one another.
     begins = {block for before, block in pairwise([-2, *ours]) if before != block - 1}

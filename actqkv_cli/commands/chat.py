@@ -85,7 +85,7 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
 
     settings, model, tokenizer = chat.settings, chat.loaded.model, chat.loaded.tokenizer
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
-    budget = budget_of(settings, chat.opened, chat.conversation.context.said)
+    budget = budget_of(settings, chat.opened, chat.conversation.context.turn_blocks)
     encoded = encode_question(tokenizer, question, before=chat.last_turn)
     answer: list[str] = []
 
@@ -127,7 +127,7 @@ def _command(chat: _Chat, name: str, value: str = "") -> _Chat:
         if name == "/policy":
             note(f"policy: {chat.settings.policy}")
         else:
-            note(f"budget: {budget_of(chat.settings, chat.opened, chat.conversation.context.said)} tokens")
+            note(f"budget: {budget_of(chat.settings, chat.opened, chat.conversation.context.turn_blocks)} tokens")
     elif name == "/help":
         note(_HELP)
     else:

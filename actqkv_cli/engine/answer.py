@@ -32,13 +32,14 @@ Finish = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True)
 class Answer:
-    """likelihood: the geometric mean of its tokens' probabilities, that which ends it included; least: the smallest."""
+    """likelihood: the geometric mean of its tokens' probabilities, that which ends it included; min_probability: the
+    smallest."""
 
     text: str
     tokens: int
     finish: Finish
     likelihood: float = 1.0
-    least: float = 1.0
+    min_probability: float = 1.0
 
 
 Advance = Callable[[list[Run], list[int]], object]
@@ -106,9 +107,9 @@ class _Writer:
         self._log_p: list[float] = []
 
     def answer(self) -> Answer:
-        mean, least = sum(self._log_p) / max(len(self._log_p), 1), min(self._log_p, default=0.0)
+        mean, lowest = sum(self._log_p) / max(len(self._log_p), 1), min(self._log_p, default=0.0)
         text = "".join(self.pieces).rstrip()
-        return Answer(text, len(self.tokens), self.finish, math.exp(mean), math.exp(least))
+        return Answer(text, len(self.tokens), self.finish, math.exp(mean), math.exp(lowest))
 
     def draw(self, logits: Tensor, stop: set[int]) -> int | None:
         """The next token, or None where the model ends its turn."""

@@ -14,7 +14,7 @@ from actqkv_cli.engine.answer import Answer
 # that they were not fitted to (206 and 125) they declined 3 % and 62 %.
 _ANSWERABLE = -6.30, -0.75, 1.13, 0.75, 9.50
 _RIGHT = -1.28, 3.16, 1.23, 0.18, 3.36
-_LEAST = 0.19  # one in twenty of the questions that the document answers falls below it, by choice
+_THRESHOLD = 0.19  # one in twenty of the questions that the document answers falls below it, by choice
 _USUAL_COVERAGE = 0.50  # of a question that the document answers
 
 _TELLS = "say|state|mention|specif|provide|contain|answer|include|give|tell"
@@ -49,21 +49,21 @@ class Trust:
 def trust(answer: Answer, ranking: Tensor, coverage: float | None) -> Trust:
     """By the probabilities of the answer's tokens, and by how far the best block of the ranking `(N,)` stands out and
     how much of the question it says: a question that the document does not answer has no block of its own."""
-    return weighed(answer.text, evidence(answer.likelihood, answer.least, strength(ranking), coverage))
+    return weighed(answer.text, evidence(answer.likelihood, answer.min_probability, strength(ranking), coverage))
 
 
 def weighed(answer: str, seen: Sequence[float]) -> Trust:
     """As `trust`, of an answer's text and its `evidence`."""
     if declines(answer):
         return Trust(False, 0.0)
-    return Trust(logistic(_ANSWERABLE, seen) >= _LEAST, logistic(_RIGHT, seen))
+    return Trust(logistic(_ANSWERABLE, seen) >= _THRESHOLD, logistic(_RIGHT, seen))
 
 
-def evidence(likelihood: float, least: float, strength: float, coverage: float | None) -> tuple[float, ...]:
+def evidence(likelihood: float, min_probability: float, strength: float, coverage: float | None) -> tuple[float, ...]:
     """What speaks for an answer, behind a constant: the mean log-likelihood of its tokens and the least, the ranking's
     strength, and the coverage of the question, the usual one where it is not known."""
     usual = _USUAL_COVERAGE if coverage is None else coverage
-    return 1.0, math.log(max(likelihood, 1e-9)), math.log(max(least, 1e-9)), strength, usual
+    return 1.0, math.log(max(likelihood, 1e-9)), math.log(max(min_probability, 1e-9)), strength, usual
 
 
 def logistic(weights: Sequence[float], seen: Sequence[float]) -> float:

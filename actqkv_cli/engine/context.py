@@ -49,18 +49,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Context:
-    """parts: in order; firsts: the block that each begins with; tokens: where the last part ends, gaps counted.
+    """parts: in order; first_blocks: the block that each begins with; tokens: where the last part ends, gaps counted.
 
-    said: blocks at the end of the row that hold the turns of a conversation; gaps: tokens `(m,)` of the row that are no
-    one's, and unranked: those that may not be ranked, which are the gaps and every document's sink; both int64 on the
-    CPU.
+    turn_blocks: how many blocks at the end of the row hold the turns of a conversation; gaps: tokens `(m,)` of the row
+    that are no one's; unranked: those that may not be ranked, the gaps and every document's sink; int64 on the CPU.
     """
 
     documents: tuple[OpenDocument, ...]
     parts: tuple[Part, ...]
-    firsts: tuple[int, ...]
+    first_blocks: tuple[int, ...]
     tokens: int
-    said: int
+    turn_blocks: int
     resident: Resident
     gaps: Tensor
     unranked: Tensor
@@ -70,7 +69,9 @@ class Context:
         """The pages in which the kernels find the row's blocks: the document's own, or one that all parts share."""
         if len(self.parts) == 1:
             return self.documents[0].pool
-        read = functools.partial(_blocks, self.parts, self.firsts)  # that it knows no context lets go of both at once
+        read = functools.partial(
+            _blocks, self.parts, self.first_blocks
+        )  # that it knows no context lets go of both at once
         return BlockPool(read, self.resident.layers, self.resident.blocks, self.resident.device)
 
     @property
@@ -82,11 +83,11 @@ class Context:
 
     def blocks(self, layer: int, ids: Tensor) -> Tensor:
         """Blocks `ids` (ascending, int64, on the CPU) of one layer: `(n, 2, Hkv, b, d)`, keys then values."""
-        return _blocks(self.parts, self.firsts, layer, ids)
+        return _blocks(self.parts, self.first_blocks, layer, ids)
 
     def prefetch(self, layer: int, ids: Tensor) -> None:
         """Begin to read what a layer will soon be asked for. ids: as for `blocks`."""
-        for part, ours in _by_part(self.parts, self.firsts, ids):
+        for part, ours in _by_part(self.parts, self.first_blocks, ids):
             part.prefetch(layer, ours)
 
     def sources(self, ranking: Tensor, attended: set[int]) -> list[Source]:
@@ -94,8 +95,8 @@ class Context:
 
         What was said in a conversation is no source.
         """
-        ends = [*self.firsts[1:], len(ranking)]
-        ranges = list(zip(self.documents, self.firsts, ends, strict=False))
+        ends = [*self.first_blocks[1:], len(ranking)]
+        ranges = list(zip(self.documents, self.first_blocks, ends, strict=False))
         best_score = max(float(ranking[first:end].max()) if first < end else 0.0 for _, first, end in ranges)
         found = []
         for document, first, end in ranges:
@@ -104,17 +105,17 @@ class Context:
         return sorted(found, key=lambda source: -source.passage.score)[:MAX_PASSAGES]
 
 
-def _blocks(parts: Sequence[Part], firsts: Sequence[int], layer: int, ids: Tensor) -> Tensor:
-    found = [part.blocks(layer, ours) for part, ours in _by_part(parts, firsts, ids)]
+def _blocks(parts: Sequence[Part], first_blocks: Sequence[int], layer: int, ids: Tensor) -> Tensor:
+    found = [part.blocks(layer, ours) for part, ours in _by_part(parts, first_blocks, ids)]
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _by_part(parts: Sequence[Part], firsts: Sequence[int], ids: Tensor) -> list[tuple[Part, Tensor]]:
+def _by_part(parts: Sequence[Part], first_blocks: Sequence[int], ids: Tensor) -> list[tuple[Part, Tensor]]:
     """Which blocks of which parts: at least one part, of which there may be none."""
     if len(parts) == 1:
         return [(parts[0], ids)]
-    borders = torch.searchsorted(ids, torch.tensor([*firsts, 1 << 40])).tolist()
-    ranges = zip(parts, firsts, borders[:-1], borders[1:], strict=True)
+    borders = torch.searchsorted(ids, torch.tensor([*first_blocks, 1 << 40])).tolist()
+    ranges = zip(parts, first_blocks, borders[:-1], borders[1:], strict=True)
     found = [(part, ids[begin:end] - first) for part, first, begin, end in ranges if begin < end]
     return found or [(parts[0], ids)]
 
@@ -139,9 +140,9 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
     if any(head.head >= query_heads for head in manifest.retrieval_heads):
         raise StoreDamaged(f"{documents[0].reader.folder}: the retrieval heads do not fit the model")
     parts: tuple[Part, ...] = (*documents, *([turns] if turns else []))
-    firsts, gaps, unranked, position = [], [], [], 0
+    first_blocks, gaps, unranked, position = [], [], [], 0
     for number, part in enumerate(parts):
-        firsts.append(position // size)
+        first_blocks.append(position // size)
         if number < len(documents):
             unranked.append(torch.arange(position, position + min(sink, part.tokens - 1)))
         end = position + part.tokens
@@ -153,10 +154,10 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
     return Context(
         documents=tuple(documents),
         parts=parts,
-        firsts=tuple(firsts),
+        first_blocks=tuple(first_blocks),
         tokens=end,
-        said=position // size - firsts[-1] if turns else 0,
-        resident=_resident(documents, parts, firsts, end, model),
+        turn_blocks=position // size - first_blocks[-1] if turns else 0,
+        resident=_resident(documents, parts, first_blocks, end, model),
         gaps=hidden,
         unranked=torch.cat([*unranked, hidden]).unique(),
     )
@@ -178,14 +179,14 @@ def _must_agree(one: Manifest, other: Manifest) -> list[tuple[str, object, objec
 def _resident(
     documents: Sequence[OpenDocument],
     parts: Sequence[Part],
-    firsts: Sequence[int],
+    first_blocks: Sequence[int],
     tokens: int,
     model: PreTrainedModel,
 ) -> Resident:
     manifest = documents[0].reader.manifest
     size, geometry, query_heads = manifest.geometry.block_size, manifest.geometry, model.config.num_attention_heads
     rows = len(head_rows(manifest.retrieval_heads, query_heads, geometry.kv_heads))
-    ends = [*firsts[1:], -(-tokens // size)]
+    ends = [*first_blocks[1:], -(-tokens // size)]
     held: dict[str, Tensor] = {}
 
     def load(names: Collection[str]) -> Mapping[str, Tensor]:
@@ -206,7 +207,7 @@ def _resident(
 
     def in_a_row(name: str, tensors: list[Tensor]) -> Tensor:
         if name == "head_keys":  # of single tokens: they reach to the next part's first block
-            widths = [(end - first) * size for first, end in zip(firsts, ends, strict=True)]
+            widths = [(end - first) * size for first, end in zip(first_blocks, ends, strict=True)]
             tensors = [pad(keys, (0, 0, 0, width - keys.shape[1])) for keys, width in zip(tensors, widths, strict=True)]
         return torch.cat(tensors, dim=1)
 
@@ -216,8 +217,8 @@ def _resident(
         return torch.cat([part.lexical(question) for part in parts])
 
     def sentences(block: int) -> range:
-        place = bisect_right(firsts, block) - 1
-        tokens, first = parts[place].sentences(block - firsts[place]), firsts[place] * size
+        place = bisect_right(first_blocks, block) - 1
+        tokens, first = parts[place].sentences(block - first_blocks[place]), first_blocks[place] * size
         return range(tokens.start + first, tokens.stop + first)
 
     return Resident(

@@ -58,7 +58,7 @@ class Session:
         self.context = context
         self.tokens = context.tokens
         size, budget = geometry.block_size, budget or reading.budget
-        local = min(reading.local, context.said * size, (budget - reading.sink) // size * size)
+        local = min(reading.local, context.turn_blocks * size, (budget - reading.sink) // size * size)
         self.layout = Layout(size, reading.sink, local, budget)
         # Keys that stand in a row before the question are read better than keys at one distance, which reading needs.
         self._positions: Positions = "original" if reading.positions == "original" else "compact"

@@ -95,7 +95,7 @@ def test_what_is_asked_of_one_document_alone_is_as_before(tmp_path: Path) -> Non
 def test_sources_name_the_document_in_which_they_stand(tmp_path: Path) -> None:
     folders = [stored(tmp_path, 203, 0), stored(tmp_path, 150, 1)]
     with together(*folders, budget=BUDGET) as session:
-        first, second = session.context.firsts
+        first, second = session.context.first_blocks
         assert (first, second) == (0, -(-203 // tiny.BLOCK))
         ranking = torch.zeros(session.task(tiny.question(tiny.tokens(9))).ranked_blocks.shape)
         ranking[[second + 4, 3, second - 1]] = torch.tensor([9.0, 6.0, 3.0])

@@ -220,8 +220,8 @@ def test_usual_budgets() -> None:
     """A policy that knows its best number of blocks gets them; any other what the document was read with."""
     how = tiny.reading(budget=1000)
     assert usual_budget("heads", how, BLOCK) == tiny.SINK + heads.BLOCKS * BLOCK
-    assert usual_budget("heads", how, BLOCK, said=1) == tiny.SINK + (heads.BLOCKS + 1) * BLOCK
-    assert usual_budget("heads", how, BLOCK, said=100) == tiny.SINK + tiny.LOCAL + heads.BLOCKS * BLOCK
+    assert usual_budget("heads", how, BLOCK, turn_blocks=1) == tiny.SINK + (heads.BLOCKS + 1) * BLOCK
+    assert usual_budget("heads", how, BLOCK, turn_blocks=100) == tiny.SINK + tiny.LOCAL + heads.BLOCKS * BLOCK
     assert usual_budget("heads:uniform", how, BLOCK) == usual_budget("heads", how, BLOCK)
     assert usual_budget("quest", how, BLOCK) == usual_budget("acre:layer", how, BLOCK) == 1000
 

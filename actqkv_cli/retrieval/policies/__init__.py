@@ -13,11 +13,11 @@ from actqkv_cli.store.manifest import METHODS, Reading
 from actqkv_cli.store.tensors import names_in
 
 
-def usual_budget(name: str, reading: Reading, block_size: int, said: int = 0) -> int:
+def usual_budget(name: str, reading: Reading, block_size: int, turn_blocks: int = 0) -> int:
     """Tokens per layer unless the user says otherwise: with a policy's BLOCKS, if it says so, else what the document
-    was read with. said: blocks of a conversation's turns. Raises UsageError for a name that there is not."""
+    was read with. turn_blocks: blocks of a conversation's turns. Raises UsageError for a name that there is not."""
     blocks: int | None = getattr(_module(name)[0], "BLOCKS", None)
-    local = min(reading.local, said * block_size)
+    local = min(reading.local, turn_blocks * block_size)
     return reading.budget if blocks is None else reading.sink + local + blocks * block_size
 
 

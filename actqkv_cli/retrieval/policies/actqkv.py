@@ -16,7 +16,7 @@ from actqkv_cli.retrieval.policy import Pass, PerToken, Task, best
 from actqkv_kernels import activation_probe, block_scores, budget_shares, density
 
 OPTIONS = frozenset({"mean", "uniform"}) | PerToken.EVERY
-_LEAST_SHARPNESS = 0.02  # no layer's weight is nothing
+_MIN_SHARPNESS = 0.02  # no layer's weight is nothing
 
 
 class Policy(PerToken):
@@ -33,7 +33,7 @@ class Policy(PerToken):
         """A decoding step shares out the budget by the densities of the step before it; a question, evenly."""
         super().begin(step)
         if step == "decode" and self.selects and "uniform" not in self._options:
-            sharpness = 1 - self.densities + _LEAST_SHARPNESS
+            sharpness = 1 - self.densities + _MIN_SHARPNESS
             self._shares.copy_(budget_shares(sharpness, self.task.blocks, len(self.task.candidates)))
 
     def scores(self, layer: int, queries: Tensor) -> Tensor:
