@@ -1,7 +1,6 @@
 """Streams: stdout carries only the answer or only JSON; progress, warnings and timings go to stderr."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -97,26 +96,26 @@ def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    bar = Bar(*columns, console=stderr(), transient=True, speed_estimate_period=math.inf)  # shown on a terminal only
-    on_terminal, started = sys.stderr.isatty(), dict[str, "TaskID"]()
+    bar = Bar(*columns, console=stderr(), transient=True)  # shown on a terminal only
+    on_terminal = sys.stderr.isatty()
+    started: dict[str, tuple[TaskID, int, float]] = {}  # with what was done then, by an earlier run, and when it was
     last_line: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         stage, _, counted = stage.partition("/")
-        if stage not in started:  # the rate counts from here: what an earlier run did is not in it
-            started[stage] = bar.add_task(stage, completed=done, total=total or None, rate="")
+        if stage not in started:
+            started[stage] = bar.add_task(stage, rate=""), done, now
             last_line[stage] = now
-        bar.update(started[stage], completed=done, total=total or None)
-        task = bar.tasks[started[stage]]
-        speed = task.speed or 0.0
+        task, first, began = started[stage]
+        speed = (done - first) / max(now - began, 1e-9)
         rate = f"{speed:,.{0 if speed >= 10 else 2}f} {counted or unit}/s" if speed else ""
-        bar.update(task.id, rate=rate)
+        bar.update(task, completed=done, total=total or None, rate=rate)
         if not on_terminal and now - last_line[stage] >= _PLAIN_EVERY:
             last_line[stage] = now
             share = f" of {total:,}" if total else ""
-            left = f", {(total - done) / speed:,.0f} s left" if speed and total > done else ""
-            note(f"{stage}: {done:,}{share} {counted or unit}, {rate}{left}")
+            left = f"{(total - done) / speed:,.0f} s left" if speed and total > done else ""
+            note(", ".join(filter(None, (f"{stage}: {done:,}{share} {counted or unit}", rate, left))))
 
     with bar if on_terminal else nullcontext():
         yield report

@@ -185,7 +185,7 @@ def _generate(loaded: "LoadedModel", ids: "Tensor", tokens: int, tell: bool = Fa
         loaded.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_tokens=tokens,
+            max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
             temperature=None,

@@ -146,7 +146,11 @@ def _terminated(process: "subprocess.Popen[str]") -> Iterator[None]:
         yield
     finally:
         process.terminate()  # which leaves alone one that has ended
-        process.wait()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _from_disk(pid: int, before: int | None = None) -> int | None:

@@ -61,7 +61,7 @@ def stock_answer(loaded: LoadedModel, text: str, example: Example) -> str:
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=type(loaded.model.generation_config)(
-                max_tokens=example.max_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+                max_new_tokens=example.max_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
             ),
         )
     answer: str = loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)

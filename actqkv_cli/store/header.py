@@ -63,7 +63,10 @@ def parse_header(header: bytes, file_bytes: int) -> dict[str, TensorInfo]:
     """
     if sys.byteorder != "little":
         raise ValueError("the store is little-endian, and this machine is not")
-    entries = json_object(header[8:])
+    try:
+        entries = json_object(header[8:])
+    except ValueError as error:
+        raise ValueError("the header is no JSON object") from error
     infos = {name: _tensor_info(name, entry, len(header)) for name, entry in entries.items()}
     tensors = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].end)))
     position = len(header)

@@ -52,18 +52,19 @@ def test_gold_is_the_passage_and_reread_the_text_of_what_is_attended(
     assert all(piece in " ".join(words) for piece in text.split("\n\n"))
 
 
-def test_the_answer_is_what_the_model_alone_generates(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("max_tokens", [1, 3, 6, 40])
+def test_the_answer_is_what_the_model_alone_generates(tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
     model = tiny.model()
     loaded: Any = SimpleNamespace(model=model, tokenizer=tokenizer)
     document = encode_document(tokenizer, [(1, 0, TEXT[:100])]).ids.long()
     ids = torch.cat([document, encode_question(tokenizer, "t005 t009").ids])
     before = len(ids)
     with torch.inference_mode():
-        while len(ids) < before + 6 and int(ids[-1]) != tokenizer.eos_token_id:
+        while len(ids) < before + max_tokens and int(ids[-1]) != tokenizer.eos_token_id:
             ids = torch.cat([ids, model(ids[None]).logits[0, -1].argmax()[None]])
     expected = tokenizer.decode(ids[before:], skip_special_tokens=True).strip()
     assert expected
-    assert yardsticks.stock_answer(loaded, TEXT[:100], example()) == expected
+    assert yardsticks.stock_answer(loaded, TEXT[:100], example(max_tokens=max_tokens)) == expected
 
 
 def test_every_document_is_asked_the_questions_of_another() -> None:

@@ -258,7 +258,7 @@ def test_the_smallest_model_speaks() -> None:
         return_tensors="pt",
         return_dict=True,
     ).to(loaded.device)
-    answer = loaded.model.generate(**prompt, max_tokens=12, do_sample=False)[0, prompt.input_ids.shape[1] :]
+    answer = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt.input_ids.shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
 
 

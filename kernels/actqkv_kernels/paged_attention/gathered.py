@@ -203,9 +203,10 @@ def _attend(
 
     out = torch.empty(fold, dtype=near_query.dtype, device=near_query.device)
     mass = torch.empty((kv_heads, total), device=near_query.device) if return_mass else None
-    few = window < 16  # as in decoding: scores are copied together rather than values, and need no buffer
     row_bytes = group * window * total * near_query.element_size()
-    step = kv_heads if few else max(1, min(kv_heads, _SCORE_BYTES // max(row_bytes, 1)))
+    step = max(1, min(kv_heads, _SCORE_BYTES // max(row_bytes, 1)))
+    # As in decoding: scores are copied together rather than values, and need no buffer.
+    few = window < 16 and step == kv_heads
     for first in range(0, kv_heads, step):
         part = slice(first, min(first + step, kv_heads))
         if few:
