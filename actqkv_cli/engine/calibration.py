@@ -4,7 +4,6 @@ Source: Wu et al., arXiv 2404.15574; the measure is ours: how often the planted 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
-from actqkv_cli.retrieval.policy import QueryDriven, Task
+from actqkv_cli.retrieval.policy import Task
 from actqkv_cli.store.library import scratch
 from actqkv_cli.store.manifest import TOKENS, Geometry, Reading, RetrievalHead, synthetic_draft
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
-VERSION = 2  # of facts, filler and measure: a change finds the heads anew
+VERSION = 3  # of facts, filler and measure: a change finds the heads anew
 HEADS = 6  # kept; of 12 that were found, 6 ranked as well as all
 _BEST = 5  # a head has found a fact whose block is among its five best
 READING = Reading(
@@ -49,29 +48,22 @@ class Calibration(BaseModel):
     density: list[float]
 
 
-@dataclass
-class _Observer(QueryDriven):
-    """ActQKV's policy, while it notes for every head of every layer which blocks the question looks at."""
+class _Observer(actqkv.Policy):
+    """Notes for every head of every layer which blocks the question looks at, and the layers' densities, while it
+    attends as the scout pass of `policies.heads` does, to the sink alone: with blocks to look at other heads are the
+    best, of higher layers, which then find nothing without."""
 
-    inner: actqkv.Policy
-    task: Task
-    keys: list[Tensor]  # of each layer, (Hkv, T, d)
-    mass: list[Tensor]
-
-    needs = ("representatives",)
-    scout_layers = 0
-    selects_once = False
-
-    def begin(self, step: Any) -> None:
-        self.inner.begin(step)
+    def __init__(self, task: Task, keys: list[Tensor]) -> None:
+        """keys: of each layer, `(Hkv, T, d)`."""
+        super().__init__(task)
+        self._keys = keys
+        self.mass: list[Tensor] = []
 
     def select(self, layer: int, queries: Tensor) -> Tensor:
-        keys = self.keys[layer].repeat_interleave(queries.shape[0] // len(self.keys[layer]), dim=0)
+        self.scores(layer, queries)
+        keys = self._keys[layer].repeat_interleave(queries.shape[0] // len(self._keys[layer]), dim=0)
         self.mass.append(question_mass(queries[:, self.task.own], keys, self.task).cpu())
-        return self.inner.select(layer, queries)
-
-    def ranking(self, mass: Tensor) -> Tensor:
-        return mass
+        return torch.empty(0, dtype=torch.int64)
 
 
 def calibrate(
@@ -124,9 +116,9 @@ def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]
     """Attention of all heads from one question to all blocks `(L, H, N)`, and the layers' densities `(L,)`."""
     encoded = encode_question(tokenizer, question)
     task = session.task(encoded)
-    observer = _Observer(actqkv.Policy(task), task, keys, [])
+    observer = _Observer(task, keys)
     session.run([(observer, encoded)], max_tokens=0)[0].close()
-    return torch.stack(observer.mass), observer.inner.densities
+    return torch.stack(observer.mass), observer.densities
 
 
 def _keys(reader: DocumentReader, layer: int, tokens: int) -> Tensor:

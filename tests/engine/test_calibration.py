@@ -12,6 +12,7 @@ from actqkv_cli.engine import calibration
 from actqkv_cli.engine.calibration import READING, Calibration, calibrate
 from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.store.manifest import Geometry
 
 CHAT = (
@@ -108,3 +109,27 @@ def test_every_fact_stands_where_places_say_and_can_be_retrieved(tokenizer: Any)
 
 def test_another_seed_is_another_document() -> None:
     assert planted_document(1)[0] != planted_document(0)[0]
+
+
+class _Scout(heads.Policy):
+    """Keeps what the scout pass found."""
+
+    def score(self, by_heads: Tensor) -> Tensor:
+        self.found = by_heads
+        return by_heads
+
+
+def test_heads_are_chosen_by_what_the_scout_pass_will_see(tmp_path: Path) -> None:
+    """What calibration notes of a head is what the head sees when a question is asked: with other keys in sight the
+    queries of higher layers are others."""
+    tiny.ingest(tiny.model(), tiny.tokens(300), tmp_path / "document", tiny.reading(), tiny.HEADS)
+    asked = tiny.question(tiny.tokens(9, 7))
+    with tiny.opened(tiny.model(), tmp_path / "document", tiny.SINK + 4 * tiny.BLOCK) as session:
+        task, reader = session.task(asked), session.context.documents[0].reader
+        keys = [calibration._keys(reader, layer, task.tokens) for layer in range(4)]
+        observer, scout = calibration._Observer(task, keys), _Scout(task)
+        for policy in (observer, scout):
+            session.run([(policy, asked)], max_tokens=0)[0].close()
+    mass = sum(observer.mass[head.layer][head.head].sqrt() for head in tiny.HEADS)
+    assert max(head.layer for head in tiny.HEADS) > 0
+    torch.testing.assert_close(scout.found, heads.with_neighbours(mass, task.ranked_blocks))
