@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
-    """A model's files, as `loading.located`; "default" is the one that suits the machine. Raises what `choose` and
+    """A model's files, as `loading.fetch_files`; "default" is the one that suits the machine. Raises what `choose` and
     `fetch_files` raise."""
     if spec == "default":
         choice = choose_default(settings, quiet)

@@ -66,7 +66,7 @@ class Context:
 
     @functools.cached_property
     def pool(self) -> BlockPool:
-        """The pages in which the kernels find the row's blocks: the document's own, or one that all parts share."""
+        """The pages of the row's blocks: the document's own, or one that all parts share."""
         if len(self.parts) == 1:
             return self.documents[0].pool
         read = functools.partial(

@@ -89,7 +89,7 @@ class Layer:
         self._played_pin: Pin | None = None
 
     def begin(self, position: int, capacity: int) -> None:
-        """Load sink and local window before token `position`, and have room for `capacity` tokens after it.
+        """Load the local window before token `position`, and have room for `capacity` tokens after it.
 
         At the position of the call before, what was fed since is dropped, and all else kept.
         """

@@ -75,7 +75,7 @@ def prefill(
     reading: Reading,
     progress: Callable[[int], None] = lambda position: None,
 ) -> Prefilled:
-    """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Memory does not grow with T.
+    """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Of memory only the small tensors of `Prefilled` grow with T.
 
     `progress` is told the position after each window. Raises
     ValueError for a window that is not whole blocks, or of which a segment is not a multiple.

@@ -1,4 +1,4 @@
-"""A question put to a stored document: the scout pass, the answer pass, and the decoding that follows."""
+"""A question put to a stored document: the scout pass, the question pass, and the decoding that follows."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -9,8 +9,8 @@ from itertools import accumulate, cycle, islice, pairwise
 from actqkv_cli.bench.generators.draw import Draw
 from actqkv_cli.errors import UsageError
 
-# Of the text, that hold no needle. The first tokens (sink) and the last (local window) are attended to whatever is
-# retrieved, so that a needle there would test nothing; from 9,000 tokens on, the margins cover both in full.
+# Of the text, that hold no needle. The first tokens (sink) are attended to whatever is retrieved, and the last by
+# `streaming`, so that a needle there would test nothing; from 9,000 tokens on, the margins cover both in full.
 _MARGIN_START, _MARGIN_END = 0.04, 0.06
 _MIN_FILL, _TARGET_FILL = 0.97, 0.985  # of the tokens asked for
 

@@ -1,6 +1,6 @@
 """ACRE (arXiv 2412.12486), training-free: a small L1 cache shows the question where to refill from the full L2 cache.
 
-L1 holds one token of every group of blocks. A first pass attends to sink, L1 and local window; the attention over L1
+L1 holds one token of every group of blocks. A first pass attends to sink and L1; the attention over L1
 says which groups matter and, by its entropy, how many: those are refilled beside the rest of L1 for a second pass
 over the question, and stay for the answer.
 

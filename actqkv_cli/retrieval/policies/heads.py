@@ -1,7 +1,7 @@
 """Retrieval heads (Wu et al., arXiv 2404.15574): a few heads rank all blocks, and every layer attends to the best.
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
-one ranking; in the answer pass each layer has the first blocks of it, as many as the dynamic cut-off gives it.
+one ranking; in the question pass each layer has the first blocks of it.
 
 Options: with `own` a layer fills what is left of its share behind the best BLOCKS by its own probe-query, which comes
 closer to full attention; `uniform` gives every layer as many.
@@ -17,7 +17,7 @@ from actqkv_cli.retrieval.whole import whole_sentences
 from actqkv_kernels import activation_probe, budget_shares, density
 
 OPTIONS = frozenset({"own", "uniform"})
-BLOCKS = 16  # whose room each layer has on average, unless a budget is given; more distract a small model
+BLOCKS = 16  # of each layer, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
@@ -70,7 +70,7 @@ class Policy:
                     self._score += head_mass(self._task, layer, head.head, queries).sqrt()
             if not self._uniform:
                 self._densities[layer] = density(self._own_scores(layer, queries))
-            # Sink and local window are all that the scout attends to: with blocks it ranked no better.
+            # The scout attends to the sink, and to a conversation's newest turns. So it was calibrated.
             return torch.empty(0, dtype=torch.int64)
         if self._step == "question" and "own" in self._options:
             self._chosen[layer] = self._with_own(layer, queries)

@@ -1,4 +1,4 @@
-"""The same in few passes over memory that is kept, for processors and wherever no kernel runs.
+"""Attention over pages in few passes over memory that is kept, for processors and wherever no kernel runs.
 
 The keys of a list are gathered and rotated once and stay with it; where the list grows, what was written since is
 added. Grouped queries fold into rows, so that keys are never repeated over heads, the scores of both sides land in one
