@@ -75,10 +75,11 @@ def prefill(
     reading: Reading,
     progress: Callable[[int], None] = lambda position: None,
 ) -> Prefilled:
-    """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Of memory only the small tensors of `Prefilled` grow with T.
+    """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Of memory only that of the small
+    tensors of `Prefilled` grows with T.
 
-    `progress` is told the position after each window. Raises
-    ValueError for a window that is not whole blocks, or of which a segment is not a multiple.
+    `progress` is told the position after each window. Raises ValueError for a window that is not whole blocks, or of
+    which a segment is not a multiple.
     """
     if reading.window % geometry.block_size or geometry.segment_tokens % reading.window:
         raise ValueError("a window must be whole blocks, and a segment whole windows")
