@@ -117,7 +117,7 @@ def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device
         for number in range(HEADS)
     ]
     geometry = geometry_of(shape, dtype)
-    draft = synthetic_draft("random", geometry, READING, tokens, retrieval_heads=heads, density=[0.5] * shape.layers)
+    draft = synthetic_draft("random", geometry, READING, tokens, retrieval_heads=heads)
     document = OpenDocument(_RandomReader(draft, shape.heads, device), device)  # type: ignore[arg-type]
     # There is no text: scores in the place of BM25's, and no sentence goes on beyond its block.
     document.lexical = lambda question: torch.rand(draft.block_count)

@@ -16,9 +16,8 @@ from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.prompt import encode_document, encode_question
-from actqkv_cli.retrieval.policies import actqkv
 from actqkv_cli.retrieval.policies.heads import question_mass
-from actqkv_cli.retrieval.policy import Task
+from actqkv_cli.retrieval.policy import Pass, QueryDriven, Task
 from actqkv_cli.store.library import scratch
 from actqkv_cli.store.manifest import TOKENS, Geometry, Reading, RetrievalHead, synthetic_draft
 from actqkv_cli.store.reader import DocumentReader
@@ -41,29 +40,36 @@ READING = Reading(
 
 
 class Calibration(BaseModel):
-    """A model's retrieval heads, best first, and the mean information density of each of its layers."""
+    """A model's retrieval heads, best first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     heads: list[RetrievalHead]
-    density: list[float]
 
 
-class _Observer(actqkv.Policy):
-    """Notes for every head of every layer which blocks the question looks at, and the layers' densities, while it
-    attends as the scout pass of `policies.heads` does, to the sink alone: with blocks to look at other heads are the
-    best, of higher layers, which then find nothing without."""
+class _Observer(QueryDriven):
+    """Notes for every head of every layer which blocks the question looks at, while it attends as the scout pass of
+    `policies.heads` does, to the sink alone: with blocks in sight other heads are the best, of higher layers, which
+    find nothing without."""
+
+    needs = ()
+    scout_layers = 0
+    selects_once = True
 
     def __init__(self, task: Task, keys: list[Tensor]) -> None:
         """keys: of each layer, `(Hkv, T, d)`."""
-        super().__init__(task)
-        self._keys = keys
+        self._task, self._keys = task, keys
         self.mass: list[Tensor] = []
 
+    def begin(self, step: Pass) -> None:
+        pass
+
     def select(self, layer: int, queries: Tensor) -> Tensor:
-        self.scores(layer, queries)
         keys = self._keys[layer].repeat_interleave(queries.shape[0] // len(self._keys[layer]), dim=0)
-        self.mass.append(question_mass(queries[:, self.task.own], keys, self.task).cpu())
+        self.mass.append(question_mass(queries[:, self._task.own], keys, self._task).cpu())
         return torch.empty(0, dtype=torch.int64)
+
+    def ranking(self, mass: Tensor) -> Tensor:
+        return mass
 
 
 def calibrate(
@@ -90,14 +96,13 @@ def calibrate(
             writer.commit(text, {**tables, "representatives": prefilled.representatives.cpu()})
         with DocumentReader(folder) as reader, open_session(model, reader) as session:
             keys = [_keys(reader, layer, tokens).to(model.device) for layer in range(geometry.layers)]
-            found, mass_there, densities = [], [], []
+            found, mass_there = [], []
             for number, ((_, question), place) in enumerate(zip(FACTS, places, strict=True)):
-                mass, density = _observe(session, tokenizer, question, keys)
+                mass = _observe(session, tokenizer, question, keys)
                 target = _blocks_at(encoded.char_start, encoded.start, place, geometry.block_size)
                 best = mass.topk(_BEST, dim=-1).indices  # (L, H, 5)
                 found.append(torch.isin(best, target).any(dim=-1))
                 mass_there.append(mass[..., target].sum(dim=-1))
-                densities.append(density)
                 progress(tokens + (number + 1) * 64, total)
     share = torch.stack(found).float().mean(dim=0)
     # Heads that found equally many facts are ordered by how much of their attention went there.
@@ -108,17 +113,16 @@ def calibrate(
         heads=[
             RetrievalHead(layer=layer, head=head, score=round(float(share[layer, head]), 4)) for layer, head in heads
         ],
-        density=[round(float(h), 6) for h in torch.stack(densities).mean(dim=0)],
     )
 
 
-def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention of all heads from one question to all blocks `(L, H, N)`, and the layers' densities `(L,)`."""
+def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]) -> Tensor:
+    """Attention of all heads from one question to all blocks, `(L, H, N)`."""
     encoded = encode_question(tokenizer, question)
     task = session.task(encoded)
     observer = _Observer(task, keys)
     session.run([(observer, encoded)], max_tokens=0)[0].close()
-    return torch.stack(observer.mass), observer.densities
+    return torch.stack(observer.mass)
 
 
 def _keys(reader: DocumentReader, layer: int, tokens: int) -> Tensor:

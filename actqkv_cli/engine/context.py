@@ -229,7 +229,6 @@ def _resident(
         device=model.device,
         load=load,
         heads=tuple(manifest.retrieval_heads),
-        density=tuple(manifest.density),
         lexical=lexical,
         sentences=sentences,
     )

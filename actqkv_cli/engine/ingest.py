@@ -90,7 +90,6 @@ def ingest(
         tokens=len(encoded.ids),
         document_start=encoded.start,
         retrieval_heads=known.heads,
-        density=known.density,
     )
     with writing(home, ours), DocumentWriter.open(folder, draft, disk_limit) as writer:
         resumed_at = min(len(encoded.ids), sum(s.blocks for s in writer.segments) * geometry.block_size)

@@ -19,10 +19,9 @@ class Resident:
     """What stays in memory of a document: enough to score every block without reading one.
 
     load: from names to the tensors of `store.tensors` that the document has by them, see `tensors`; device: where these
-    are; heads: the model's retrieval heads, best first, whose kv heads head_rows names as (layer, kv head); density:
-    one number a layer, the mean information density at calibration; lexical: BM25 scores `(N,)` fp32 of the blocks for
-    a question's text; sentences: the tokens of those that have a part in a block, see `whole`. What is loaded, and the
-    last two, are made at their first use.
+    are; heads: the model's retrieval heads, best first, whose kv heads head_rows names as (layer, kv head); lexical:
+    BM25 scores `(N,)` fp32 of the blocks for a question's text; sentences: the tokens of those that have a part in a
+    block, see `whole`. What is loaded, and the last two, are made at their first use.
     """
 
     layers: int
@@ -32,7 +31,6 @@ class Resident:
     device: torch.device
     load: Callable[[Collection[str]], Mapping[str, Tensor]]
     heads: tuple[RetrievalHead, ...] = ()
-    density: tuple[float, ...] = ()
     lexical: Callable[[str], Tensor] | None = None
     sentences: Callable[[int], range] | None = None
 

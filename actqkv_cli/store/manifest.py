@@ -135,7 +135,8 @@ class Segment(_Model):
 
 class Draft(_Model):
     """All that is known before the first window is prefilled. `tokens` counts the whole stored prompt, template
-    included; the document itself begins at token `document_start`. `density`: one per layer in [0, 1], or empty."""
+    included; the document itself begins at token `document_start`. `density`: once
+    one per layer, and read by nothing any more."""
 
     format: Literal[1] = 1
     id: str = Field(pattern=ID_PATTERN)
@@ -170,8 +171,8 @@ class Draft(_Model):
             raise ValueError("sink and local window must be whole blocks, and there must be a local window")
         if self.document_start > self.tokens:
             raise ValueError("document_start is beyond the last token")
-        if len(self.density) != (self.geometry.layers if self.retrieval_heads else 0):
-            raise ValueError("density must have one value per layer where there are retrieval heads, else none")
+        if len(self.density) not in (0, self.geometry.layers):
+            raise ValueError("density must have one value per layer, or none")
         if any(head.layer >= self.geometry.layers for head in self.retrieval_heads):
             raise ValueError("a retrieval head's layer is beyond the last layer")
         return self

@@ -50,7 +50,7 @@ def test_the_handbook_is_read(handbook: tuple[Sandbox, Done]) -> None:
     assert "tokens/s" in done.err
     shown = box.run("show", "--json").json["manifest"]
     assert len(shown["retrieval_heads"]) == 6
-    assert len(shown["density"]) == shown["geometry"]["layers"] == 30
+    assert shown["geometry"]["layers"] == 30
 
 
 def test_a_question_is_answered_with_its_page(answered: dict[str, Any]) -> None:

@@ -138,7 +138,6 @@ def draft(
         tokens=len(ids),
         document_start=0,
         retrieval_heads=list(heads),
-        density=[0.5 + 0.1 * layer for layer in range(of.config.num_hidden_layers)] if heads else [],
     )
 
 

@@ -62,7 +62,6 @@ def make_task(
         device=torch.device("cpu"),
         load=lambda names: {**make_tensors(), **tensors},
         heads=RETRIEVAL_HEADS,
-        density=(0.9, 0.8, 0.5, 0.3),
         lexical=lexical,
     )
     return Task(resident, candidates, blocks, BLOCK, TOKENS, torch.arange(SINK), own, text)

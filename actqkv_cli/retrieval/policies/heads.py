@@ -1,100 +1,58 @@
 """Retrieval heads (Wu et al., arXiv 2404.15574): a few heads rank all blocks, and every layer attends to the best.
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
-one ranking; in the question pass each layer has the first blocks of it.
-
-Options: with `own` a layer fills what is left of its share behind the best BLOCKS by its own probe-query, which comes
-closer to full attention; `uniform` gives every layer as many.
+one ranking; in the question pass every layer has the first blocks of it, the same number: where the budget has room for
+more than BLOCKS, shares by a layer's information density, of either direction, answered worse.
 """
 
 import torch
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policies import actqkv
-from actqkv_cli.retrieval.policy import Pass, Selection, Task, best, kv_head
+from actqkv_cli.retrieval.policy import Pass, Selection, Task, kv_head
 from actqkv_cli.retrieval.whole import whole_sentences
-from actqkv_kernels import activation_probe, budget_shares, density
 
-OPTIONS = frozenset({"own", "uniform"})
 BLOCKS = 16  # of each layer, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
 
 class Policy:
-    needs: tuple[str, ...] = ("head_keys", "representatives")
+    needs: tuple[str, ...] = ("head_keys",)
     selects_once = True
 
-    def __init__(self, task: Task, *options: str) -> None:
+    def __init__(self, task: Task) -> None:
         if not task.resident.heads:
             raise UsageError("no retrieval heads are known of this model", "ask with --policy actqkv")
         self._task = task
-        self._options = options
         self.scout_layers = 1 + max(head.layer for head in task.resident.heads)
-        # As many as are best for all: then there is nothing to share out, and no need to know how.
-        self._uniform = "uniform" in options or task.blocks <= BLOCKS
-        if self._uniform and "own" not in options:
-            self.needs = ("head_keys",)
-        self._densities = torch.tensor(task.resident.density)
-        self._step: Pass = "scout"
         blocks = -(-task.tokens // task.block_size)
         self._score = torch.zeros(blocks, device=task.resident.device)
-        self._count: list[int] = []  # of blocks, by layer
-        self._chosen: list[Selection] = []
+        none = torch.empty(0, dtype=torch.int64)
+        # The scout attends to the sink, and to a conversation's newest turns: so the heads were found.
+        self._chosen = Selection(none, none)
+        self._scouting = False
 
     def begin(self, step: Pass) -> None:
+        self._scouting = step == "scout"
         if step == "question":
             self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
-            self._count = self._shares()
-            found = {count: whole_sentences(self._task, self._score, count) for count in set(self._count)}
-            self._chosen = [found[count] for count in self._count]
-        self._step = step
+            self._chosen = whole_sentences(self._task, self._score, self._task.blocks)
 
     def score(self, by_heads: Tensor) -> Tensor:
         """The scores `(N,)` that blocks are ranked by, from those of the retrieval heads."""
         return by_heads
 
-    def _shares(self) -> list[int]:
-        """Blocks of each layer, by h of those that the scout pass ran through; above, by h's mean at calibration."""
-        if self._uniform:
-            return [min(self._task.blocks, len(self._task.candidates))] * len(self._densities)
-        # No layer has fewer blocks than are best for all: that loses the answer. What goes beyond is better shared out.
-        return budget_shares(self._densities, self._task.blocks, len(self._task.candidates), BLOCKS).tolist()
-
-    def select(self, layer: int, queries: Tensor) -> Tensor | Selection:
-        if self._step == "scout":
+    def select(self, layer: int, queries: Tensor) -> Selection:
+        if self._scouting:
             for head in self._task.resident.heads:
                 if head.layer == layer:
                     # The root keeps one head that is very sure from outvoting the others.
                     self._score += head_mass(self._task, layer, head.head, queries).sqrt()
-            if not self._uniform:
-                self._densities[layer] = density(self._own_scores(layer, queries))
-            # The scout attends to the sink, and to a conversation's newest turns. So it was calibrated.
-            return torch.empty(0, dtype=torch.int64)
-        if self._step == "question" and "own" in self._options:
-            self._chosen[layer] = self._with_own(layer, queries)
-        return self._chosen[layer]
+        return self._chosen
 
     def known_blocks(self, layer: int) -> Tensor:
-        read = self._step == "question"
-        return self._chosen[layer].read(self._task.block_size) if read else torch.empty(0, dtype=torch.int64)
-
-    def _own_scores(self, layer: int, queries: Tensor) -> Tensor:
-        """The candidates' scores by the layer's own probe-query: `(C,)`."""
-        task = self._task
-        return actqkv.candidate_scores(
-            activation_probe(queries), task.resident.representatives[layer], task.candidates, task.score
-        )
-
-    def _with_own(self, layer: int, queries: Tensor) -> Selection:
-        """The best BLOCKS of the ranking, and as many of the layer's own choice as its share has beyond them."""
-        candidates, count = self._task.candidates, self._count[layer]
-        scores = self._own_scores(layer, queries)
-        first = best(self._score[candidates.start : candidates.stop], min(BLOCKS, count), candidates.start)
-        scores[first - candidates.start] = torch.inf
-        chosen = best(scores, count, candidates.start)
-        return Selection(chosen, chosen[:0])
+        return self._chosen.read(self._task.block_size)
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._score.cpu()

@@ -1,7 +1,7 @@
 """Retrieval heads and BM25 together: two scores of the same blocks, standardised and added.
 
 They fail on different questions: what the text says in other words is found by the heads, names that mean nothing to
-a small model by the words. Options as `heads`.
+a small model by the words.
 """
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
 
-OPTIONS = heads.OPTIONS
 BLOCKS = heads.BLOCKS
 
 
