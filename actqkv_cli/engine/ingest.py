@@ -61,7 +61,8 @@ def ingest(
 ) -> Ingested:
     """Read a document into the library at `home`, or resume an interrupted ingest of it.
 
-    Raises UsageError when the settings do not fit document and model, and whatever the store raises.
+    Raises UsageError when the settings do not fit document and model, DiskFull when there is no room or `disk_limit`
+    bytes are not enough, StoreDamaged for what an earlier run left, ActqkvError where another process is at it.
     """
     encoded = encode(document, loaded.tokenizer)
     _check_window(loaded, reading, len(encoded.ids))
