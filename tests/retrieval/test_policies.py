@@ -39,7 +39,7 @@ from actqkv_cli.retrieval.policies import (
     usual_budget,
 )
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
-from actqkv_cli.retrieval.policy import PerToken, Task, best
+from actqkv_cli.retrieval.policy import PerToken, Selection, Task, best
 from actqkv_kernels import activation_probe, block_scores
 
 SPECS = [
@@ -177,6 +177,20 @@ def test_an_unknown_option_is_refused(spec: str, option: str, known: list[str]) 
         with pytest.raises(UsageError, match=f"has no option {option!r}") as caught:
             call()
         assert all(word in caught.value.hint for word in known)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_is_known_beforehand_is_what_is_read(name: str) -> None:
+    """So that nothing is prefetched in vain. That of one choice for all queries is known."""
+    policy = make_policy(name, make_task())
+    for step in ("scout", "question") if policy.scout_layers else ("question",):
+        policy.begin(step)
+        for layer in range(policy.scout_layers if step == "scout" else LAYERS):
+            known = policy.known_blocks(layer).tolist()
+            chosen = policy.select(layer, question(1, layer, 15))
+            read = chosen.read(BLOCK) if isinstance(chosen, Selection) else chosen
+            once = policy.selects_once and not name.startswith("acre")
+            assert known == (read.tolist() if once else [])
 
 
 @pytest.mark.parametrize("name", SPECS)
