@@ -69,9 +69,8 @@ class Context:
         """The pages of the row's blocks: the document's own, or one that all parts share."""
         if len(self.parts) == 1:
             return self.documents[0].pool
-        read = functools.partial(
-            _blocks, self.parts, self.first_blocks
-        )  # that it knows no context lets go of both at once
+        # That it knows no context lets go of both at once.
+        read = functools.partial(_blocks, self.parts, self.first_blocks)
         return BlockPool(read, self.resident.layers, self.resident.blocks, self.resident.device)
 
     @property

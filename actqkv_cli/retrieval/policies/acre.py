@@ -87,9 +87,8 @@ class Policy(QueryDriven):
         """Which groups to refill, bool `(M,)`."""
         # Where all groups fit there is nothing to save, whatever the question looks at.
         whole = {"fixed", "all"} & set(self._options) or self._max_refilled == len(self._groups)
-        count = (
-            self._max_refilled if whole else refill_volume(ratio, math.ceil(self._max_refilled / 4), self._max_refilled)
-        )
+        highest = self._max_refilled
+        count = highest if whole else refill_volume(ratio, math.ceil(highest / 4), highest)
         if "random" in self._options:
             seed = zlib.crc32(self._task.text.encode())
             attention = torch.rand(len(attention), generator=torch.Generator().manual_seed(seed))

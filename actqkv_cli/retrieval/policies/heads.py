@@ -1,8 +1,7 @@
 """Retrieval heads (Wu et al., arXiv 2404.15574): a few heads rank all blocks, and every layer attends to the best.
 
 Two passes, as in ACRE: a scout pass runs the question through the layers up to the last retrieval head and yields
-one ranking; in the question pass every layer has the first blocks of it, the same number: where the budget has room for
-more than BLOCKS, shares by a layer's information density, of either direction, answered worse.
+one ranking; in the question pass every layer has the first blocks of it, the same number.
 """
 
 import torch
