@@ -1,5 +1,6 @@
 """One runtime for several commands, as the worker has it."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from sandbox import Sandbox
 
 from actqkv_cli.commands import ask, chat
 from actqkv_cli.config import Settings
+from actqkv_cli.invocation import Invocation
 from actqkv_cli.model import choose
 from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
 
@@ -18,12 +20,13 @@ def settings(library: Sandbox) -> Settings:
     return Settings(home=library.home, cache=library.cache, device="cpu", offline=True, max_tokens=6)
 
 
-def never() -> None:
-    """Nobody stops anything."""
+def carried_out_by(runtime: Runtime) -> Invocation:
+    """Where nobody delegates or stops anything."""
+    return Invocation([], 0.0, lambda keep_alive: None, lambda: contextlib.nullcontext(runtime), lambda: None)
 
 
 def asked(doc: str, settings: Settings, runtime: Runtime) -> None:
-    ask.run("Who?", ask.Asked([doc], False, "text", False, True), settings, 0.0, runtime, never)
+    ask.run("Who?", None, ask.Options([doc], False, "text", False, True), settings, carried_out_by(runtime))
 
 
 def test_a_live_chat_keeps_its_document_whatever_else_is_asked(
@@ -33,7 +36,7 @@ def test_a_live_chat_keeps_its_document_whatever_else_is_asked(
 
     def talked(runtime: Runtime, between: list[str]) -> list[str]:
         said = []
-        talk = chat.run(["handbook"], False, settings, runtime, never)
+        talk = chat.run(["handbook"], False, settings, carried_out_by(runtime))
         assert next(talk) == chat.PROMPT
         for question in QUESTIONS:
             talk.send(question)
