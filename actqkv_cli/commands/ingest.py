@@ -13,6 +13,7 @@ from actqkv_cli.failures import foreseen
 from actqkv_cli.loading import load
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.model.heads import load_calibration
 from actqkv_cli.output import PartlyFailed, note, note_error, print_json, progress
 from actqkv_cli.store.library import list_entries, sweep
 from actqkv_cli.store.manifest import Manifest, Reading, Unfinished, decisive
@@ -46,12 +47,12 @@ def run(
             if settings.model != "default":
                 chosen = chosen or locate(settings.model, settings, quiet)
             known = _known(document, chosen, reading, settings)
-            if isinstance(known, Manifest):
+            if isinstance(known, Manifest) and _has_index(known, settings):
                 results.append(_row(known, document, unchanged=True))
                 if not quiet:
                     note(_summary(results[-1]))
                 continue
-            if known is not None:  # a model chosen anew might be another, and begin it again
+            if known is not None and settings.model == "default":  # one chosen anew might be another, and start over
                 files_of_model = locate(known.model["name"], settings, quiet)
             else:
                 chosen = files_of_model = chosen or locate(settings.model, settings, quiet)
@@ -120,6 +121,12 @@ def _known(
     return unfinished
 
 
+def _has_index(manifest: Manifest, settings: Settings) -> bool:
+    """Whether its index is of its model's retrieval heads, unless these are not known here."""
+    known = load_calibration(settings.cache, manifest.model)
+    return known is None or known.heads == manifest.retrieval_heads
+
+
 def _read_by(record: Unfinished, chosen: ModelFiles | None, settings: Settings) -> bool:
     if settings.model == "default":
         model = find(record.model["name"])
@@ -175,6 +182,8 @@ def _summary(result: dict[str, Any]) -> str:
     what = f"{result['name']} ({result['pages']} pages, {result['tokens']:,} tokens)"
     if result["unchanged"]:
         return f"{what} is in the library already, as {result['id']}"
+    if result["resumed_at"] == result["tokens"]:
+        return f"completed {what} in {result['seconds']:.1f} s as {result['id']}"
     speed = (result["tokens"] - result["resumed_at"]) / max(result["seconds"], 1e-9)
     resumed = f", resumed at token {result['resumed_at']:,}" if result["resumed_at"] else ""
     return (

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
+from actqkv_cli.model.heads import Calibration
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies.heads import question_mass
 from actqkv_cli.retrieval.policy import Pass, QueryDriven, Task
@@ -24,7 +24,6 @@ from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
-VERSION = 3  # of facts, filler and measure: a change finds the heads anew
 HEADS = 6  # kept; of 12 that were found, 6 ranked as well as all
 _BEST = 5  # a head has found a fact whose block is among its five best
 READING = Reading(
@@ -37,13 +36,6 @@ READING = Reading(
     representative="mean",
     score="dot",
 )
-
-
-class Calibration(BaseModel):
-    """A model's retrieval heads, best first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    heads: list[RetrievalHead]
 
 
 class _Observer(QueryDriven):

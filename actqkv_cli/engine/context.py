@@ -133,7 +133,7 @@ def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns:
                 names = f"{manifest.source.name} and {other.source.name}"
                 raise UsageError(
                     f"{names} were read in different ways ({field}), and cannot be asked together",
-                    "ingest them with the same settings",
+                    "ingest both again with the same settings",
                 )
     size, sink = manifest.geometry.block_size, manifest.reading.sink
     if any(head.head >= query_heads for head in manifest.retrieval_heads):

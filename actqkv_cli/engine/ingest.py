@@ -1,27 +1,24 @@
 """One document from text to a committed store: identity, resume, prefill, index."""
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from actqkv_cli.documents import PAGE_SEPARATOR, Document
-from actqkv_cli.engine.calibration import VERSION, Calibration, calibrate
+from actqkv_cli.engine.calibration import calibrate
 from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.errors import UsageError
+from actqkv_cli.model.heads import Calibration, load_calibration, save_calibration
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedDocument, encode_document
 from actqkv_cli.model.shape import Shape
 from actqkv_cli.progress import Progress
 from actqkv_cli.retrieval.policy import head_rows
-from actqkv_cli.store.files import write_atomic
 from actqkv_cli.store.library import document_id
 from actqkv_cli.store.locks import writing
 from actqkv_cli.store.manifest import TOKENS, Draft, Geometry, Manifest, Reading, SourceFile, decisive
@@ -59,7 +56,8 @@ def ingest(
     disk_limit: int | None,
     progress: Progress,
 ) -> Ingested:
-    """Read a document into the library at `home`, or resume an interrupted ingest of it.
+    """Read a document into the library at `home`, or resume an interrupted ingest of it. Of one that is there, what
+    other retrieval heads of its model see is stored anew, without reading it again.
 
     Raises UsageError when the settings do not fit document and model, DiskFull when there is no room or `disk_limit`
     bytes are not enough, StoreDamaged for what an earlier run left, ActqkvError where another process is at it.
@@ -129,23 +127,14 @@ def _check_window(loaded: LoadedModel, reading: Reading, tokens: int) -> None:
 
 
 def calibration_of(loaded: LoadedModel, geometry: Geometry, cache: Path, progress: Progress) -> Calibration:
-    """The model's retrieval heads, found at its first ingest and kept beside the models."""
-    key = {"version": VERSION, "model": decisive(model_identity(loaded))}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = cache / "calibration" / f"{digest[:32]}.json"
-    try:
-        return Calibration.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        pass
+    """The model's retrieval heads, which its first ingest finds."""
+    identity = model_identity(loaded)
+    if known := load_calibration(cache, identity):
+        return known
     found = calibrate(
-        loaded.model,
-        loaded.tokenizer,
-        geometry,
-        cache,
-        lambda done, total: progress("calibrating", done, total),
+        loaded.model, loaded.tokenizer, geometry, cache, lambda done, total: progress("calibrating", done, total)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, [found.model_dump_json(indent=2).encode()])
+    save_calibration(cache, identity, found)
     return found
 
 

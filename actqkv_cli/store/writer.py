@@ -20,6 +20,7 @@ from actqkv_cli.store.manifest import (
     Segment,
     Unfinished,
     encode,
+    load_manifest,
     load_unfinished,
     segment_name,
 )
@@ -55,7 +56,8 @@ class DocumentWriter:
 
     @classmethod
     def open(cls, folder: Path, draft: Draft, disk_limit: int | None = None) -> "DocumentWriter":
-        """Starts the document in `folder` (named as draft.id), or resumes it if it was begun with an equal draft.
+        """Starts the document in `folder` (named as draft.id), or resumes it if it was begun with an equal draft: other
+        retrieval heads cost a document what is stored for them, and nothing else.
 
         `disk_limit`: bytes that the library, folder.parent, may take. Raises ActqkvError if the document is
         complete already, DiskFull, ValueError if folder and draft.id differ.
@@ -68,8 +70,7 @@ class DocumentWriter:
                 folder.mkdir(parents=True)
                 sync_folder(folder.parent)
             if (folder / MANIFEST).exists():
-                (folder / PROGRESS).unlink(missing_ok=True)
-                raise ActqkvError(f"document {draft.id} is in the library already", "remove it to ingest it again")
+                writer._reopen()
             writer._segments = writer._resume()
             writer._sweep()
             writer._save_progress(writer._segments)
@@ -144,6 +145,21 @@ class DocumentWriter:
             sync_folder(self.folder)
         return manifest
 
+    def _reopen(self) -> None:
+        """Make an unfinished document of a complete one whose retrieval heads are others."""
+        complete = load_manifest(self.folder)
+        if not self._same_reading(complete) or complete.retrieval_heads == self.draft.retrieval_heads:
+            (self.folder / PROGRESS).unlink(missing_ok=True)
+            raise ActqkvError(f"document {self.draft.id} is in the library already", "remove it to ingest it again")
+        self._save_progress(complete.segments)
+        (self.folder / MANIFEST).unlink()
+        sync_folder(self.folder)
+
+    def _same_reading(self, record: Unfinished) -> bool:
+        """Whether its segments are what reading by the draft would write."""
+        read_by = set(Draft.model_fields) - {"retrieval_heads", "density"}  # which only look at what was read
+        return record.model_dump(include=read_by) == self.draft.model_dump(include=read_by)
+
     def _resume(self) -> list[Segment]:
         """The segments of an earlier run that can be kept: those before the first one that is not whole."""
         if not (self.folder / PROGRESS).exists():
@@ -153,7 +169,7 @@ class DocumentWriter:
         except (StoreDamaged, IdentityMismatch) as error:
             self.warnings.append(f"starting over: {error.message}")
             return []
-        if progress.model_dump(exclude={"segments"}) != self.draft.model_dump(include=set(Draft.model_fields)):
+        if not self._same_reading(progress):
             self.warnings.append("starting over: the unfinished ingest had other settings")
             return []
         if self.draft.reading.baselines and progress.segments:

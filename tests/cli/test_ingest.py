@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,33 @@ def test_stdin_under_a_name_and_a_model_by_a_relative_path(library: Sandbox, tin
     assert (shown["folder"] + "/text.txt", shown["state"]) == (str(box.folder("naive-notes") / "text.txt"), "complete")
     assert (box.folder("naive-notes") / "text.txt").read_text() == text
     assert shown["manifest"]["model"]["name"] == str(tiny)  # asked from another folder, it is found there
+
+
+def test_other_retrieval_heads_are_stored_for_what_was_read_before(
+    library: Sandbox, tiny: Path, tmp_path: Path
+) -> None:
+    box = replace(library.copy(tmp_path), cache=tmp_path / "cache")
+    shutil.copytree(library.cache, box.cache)
+    (known,) = (box.cache / "calibration").iterdir()
+    heads = json.loads(known.read_text())["heads"]
+    known.write_text(json.dumps({"heads": heads[::-1]}))
+    handbook, new = library.root / "files" / "handbook.md", tmp_path / "new.txt"
+    new.write_text("The heron stood there.\n" * 60)
+    segments = {path: path.stat().st_mtime_ns for path in box.folder("handbook").glob("kv-*")}
+
+    assert box.run("ingest", new, "--model", tiny, *SMALL, "-q").code == 0
+    both = ("ask", "Who?", "--doc", "new", "--doc", "handbook", "--max-tokens", "4")
+    done = box.run(*both)
+    assert done.code == 2
+    assert "retrieval heads" in done.err
+    assert "ingest both again" in done.err
+    done = box.run("ingest", handbook, "--model", tiny, *SMALL)
+    assert done.code == 0
+    assert "completed handbook.md" in done.err
+    assert box.run(*both).code == 0
+    assert segments == {path: path.stat().st_mtime_ns for path in box.folder("handbook").glob("kv-*")}
+    assert box.run("verify").code == 0
+    assert box.run("ingest", handbook, "--model", tiny, *SMALL, "--json").json["documents"][0]["unchanged"]
 
 
 def test_exit_8_a_disk_limit_and_going_on_with_a_larger_one(library: Sandbox, tiny: Path, tmp_path: Path) -> None:

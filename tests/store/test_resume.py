@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import store_sample
 import torch
 
 from actqkv_cli.errors import ActqkvError, DiskFull, NoSuchDocument
-from actqkv_cli.store.manifest import Unfinished, load_manifest, load_unfinished
+from actqkv_cli.store.manifest import RetrievalHead, Unfinished, load_manifest, load_unfinished
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -276,6 +277,68 @@ def test_another_draft_starts_over(sample: store_sample.Sample, tmp_path: Path) 
         assert len(writer.warnings) == 1
     assert set(store_sample.contents(folder)) == {"ingest.json"}
     assert load_unfinished(folder).reading.window == 16
+
+
+def with_other_heads(sample: store_sample.Sample) -> store_sample.Sample:
+    """The same document, whose model's retrieval heads are others."""
+    heads = [RetrievalHead(layer=0, head=0, score=1.0)]
+    keys = sample.blocks[0, :, 0, 0].flatten(0, 1)[None, : store_sample.TOKENS].contiguous()
+    return replace(
+        sample,
+        draft=sample.draft.model_copy(update={"retrieval_heads": heads, "density": []}),
+        index={**sample.index, "head_keys": keys},
+    )
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_retrieval_heads_cost_no_segment(sample: store_sample.Sample, tmp_path: Path, complete: bool) -> None:
+    other = with_other_heads(sample)
+    other.finish(tmp_path / "new")
+    folder = sample.folder(tmp_path)
+    if complete:
+        sample.finish(tmp_path)
+    else:
+        begin(sample, tmp_path)
+    written = {path.name: path.stat().st_ino for path in folder.glob("kv-*")}
+    with DocumentWriter.open(folder, other.draft) as writer:
+        assert len(writer.segments) == len(written)
+        assert writer.warnings == []
+    other.finish(tmp_path)
+    assert store_sample.contents(folder) == store_sample.contents(other.folder(tmp_path / "new"))
+    assert written.items() <= {path.name: path.stat().st_ino for path in folder.glob("kv-*")}.items()
+
+
+def test_killed_at_any_step_of_storing_other_heads(sample: store_sample.Sample, tmp_path: Path) -> None:
+    """The document is always the old one, the new one, or one whose ingest goes on."""
+    other = with_other_heads(sample)
+    other.finish(tmp_path / "new")
+    seen = set()
+    for at in range(1, STEPS):
+        home = tmp_path / str(at)
+        sample.finish(home)
+        with pytest.MonkeyPatch.context() as patch:
+            faults = Faults(patch, at, Killed(), lasting=True)
+            try:
+                other.finish(home)
+            except Killed:
+                pass
+            else:
+                break
+        assert faults.count >= at
+        folder = sample.folder(home)
+        if not (folder / "manifest.json").exists():
+            state = "unfinished"
+        else:
+            state = "new" if other.everything_equal(folder) else "old"
+            assert state == "new" or sample.everything_equal(folder)
+        if state != "new":
+            other.finish(home)
+        seen.add(state)
+        (folder / "ingest.json").unlink(missing_ok=True)  # of a kill after the last step that matters
+        assert store_sample.contents(folder) == store_sample.contents(other.folder(tmp_path / "new"))
+    else:
+        pytest.fail("STEPS is too small")
+    assert seen == {"old", "unfinished", "new"}
 
 
 def test_with_baselines_it_starts_over(sample: store_sample.Sample, tmp_path: Path) -> None:
