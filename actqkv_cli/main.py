@@ -85,8 +85,8 @@ Policy = Annotated[
 Budget = Annotated[
     int | None,
     typer.Option(
-        help="Tokens attended per layer beside the question. "
-        "[default: what suits the policy, 576 with hybrid; else as at ingest]"
+        help="Tokens attended per layer beside the question, at most. "
+        "[default: what suits the policy, 384 with hybrid; else as at ingest]"
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")]

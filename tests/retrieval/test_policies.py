@@ -72,7 +72,7 @@ def test_what_is_selected_are_ascending_unique_candidates(name: str, candidates:
             assert len(chosen.blocks) == min(blocks, len(candidates))
 
 
-@pytest.mark.parametrize("name", ["actqkv", "actqkv:uniform", "heads", "hybrid"])
+@pytest.mark.parametrize("name", ["actqkv", "actqkv:uniform", "heads"])
 @pytest.mark.parametrize("blocks", [0, 1, 7, 10, 45, 100])
 def test_the_layers_share_the_budget_exactly(name: str, blocks: int) -> None:
     policy = make_policy(name, make_task(blocks))
@@ -326,6 +326,21 @@ def test_neighbours_get_a_share() -> None:
         0.0,
         6.0,
     ]  # the sink stays unranked
+
+
+def test_hybrid_takes_as_many_blocks_as_score_nearly_as_well_as_the_best() -> None:
+    def count(scores: list[float], blocks: int = 30, candidates: range = range(1, 46)) -> int:
+        policy = hybrid.Policy(make_task(blocks, candidates=candidates))
+        return policy.blocks_for(torch.tensor(scores + [0.0] * (46 - len(scores))))
+
+    few = hybrid.MIN_BLOCKS
+    assert count([9.0]) == few
+    assert count([9.0, *[8.0] * few]) == few + 1
+    assert count([9.0, *[8.0] * few, *[4.0] * 20]) == few + 1
+    assert count([9.0, *[8.0] * 40]) == 30  # the budget is a limit
+    assert count([9.0], blocks=2) == 2
+    assert count([]) == 30  # nothing stands out
+    assert count([9.0], blocks=3, candidates=range(1, 4)) == 3  # a document that fits is seen whole
 
 
 @pytest.mark.parametrize("name", ["heads", "hybrid"])

@@ -5,7 +5,7 @@ from torch import Tensor
 from actqkv_cli.retrieval.policy import Pass, Selection, Task
 from actqkv_cli.retrieval.whole import whole_sentences
 
-BLOCKS = 16
+BLOCKS = 10
 BEFORE = 0.5
 
 
