@@ -1,12 +1,8 @@
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))  # for kernel_cases
 
 
 @pytest.fixture(autouse=True)

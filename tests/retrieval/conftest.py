@@ -1,11 +1,7 @@
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for hand_made
 
 
 @pytest.fixture(autouse=True, scope="session")

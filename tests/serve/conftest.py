@@ -1,13 +1,8 @@
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for serving
-sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))  # for sandbox
-
 from sandbox import SAMPLES, SMALL, Sandbox, flip, save_tiny_model
 from serving import Server, running
 

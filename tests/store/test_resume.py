@@ -455,12 +455,13 @@ def test_the_progress_file_is_the_draft_and_the_segments(sample: store_sample.Sa
 def test_sigkill_at_random_moments(expected: dict[str, bytes], tmp_path: Path) -> None:
     script = Path(__file__).parent / "ingest_and_be_killed.py"
     root = Path(__file__).parents[2]
+    paths = (root, root / "kernels", root / "tests" / "helpers")
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "homes"), "14"],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
     )
     assert done.returncode == 0, done.stderr
     homes = list((tmp_path / "homes").iterdir())
