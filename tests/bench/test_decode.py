@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from actqkv_cli.bench import decode
-from actqkv_cli.engine.session import Run
+from actqkv_cli.engine.run import Run
 
 CONFIG = {**tiny.SMALL, "model_type": "llama", "tie_word_embeddings": False}
 

@@ -17,7 +17,7 @@ from actqkv_cli.bench.formats import read_examples
 from actqkv_cli.bench.paired import Measured
 from actqkv_cli.bench.quality import document_of, gold_blocks, likelihood, measure_answers, measure_fidelity
 from actqkv_cli.errors import UsageError
-from actqkv_cli.retrieval.policies import policy_names
+from actqkv_cli.retrieval.names import policy_names
 
 
 def log(*rows: list[float]) -> torch.Tensor:
@@ -103,8 +103,8 @@ def test_gold_blocks_are_those_of_the_spans(tmp_path: Path) -> None:
     """A token is a word of 5 characters, a block has 8 of them."""
     tiny.ingest(tiny.model(), tiny.tokens(100), tmp_path / "document", tiny.reading())
     with tiny.opened(tiny.model(), tmp_path / "document") as session:
-        spans = [(tiny.WORD * a, tiny.WORD * b) for a, b in ((0, 1), (7, 9), (16, 24), (99, 100), (8, 33))]
-        spans = (*spans, (tiny.WORD * 8 - 1, tiny.WORD * 8), (tiny.WORD * 8, tiny.WORD * 8 + 1))
+        words = [(tiny.WORD * a, tiny.WORD * b) for a, b in ((0, 1), (7, 9), (16, 24), (99, 100), (8, 33))]
+        spans = (*words, (tiny.WORD * 8 - 1, tiny.WORD * 8), (tiny.WORD * 8, tiny.WORD * 8 + 1))
         assert gold_blocks(session.context, 0, example(spans=spans)) == [{0}, {0, 1}, {2}, {12}, {1, 2, 3, 4}, {0}, {1}]
 
 

@@ -105,7 +105,9 @@ def test_floors_follow_from_the_rates() -> None:
     assert found["reload_seconds"] == 16
     arithmetic = rates.floor(SHAPE, 100, windowed_pairs(100, 16, 32))
     assert found["read_tokens_per_second"] == pytest.approx(100 / max(arithmetic, 800 / 1e3))
-    fast = floors(SHAPE, compute, {**disk, "write": 1e9, "cold": None}, tokens=1000, cache=8000, read=read)
+    fast: dict[str, Any] = floors(
+        SHAPE, compute, {**disk, "write": 1e9, "cold": None}, tokens=1000, cache=8000, read=read
+    )
     assert fast["read_tokens_per_second"] == pytest.approx(100 / arithmetic)
     assert fast["reload_seconds"] is None
     assert fast["stock_full_tokens_per_second"] < fast["read_tokens_per_second"] < fast["stock_tokens_per_second"]

@@ -136,7 +136,7 @@ def test_answers_beside_the_stock_model_and_questions_without_an_answer(
     rows = [{"context": part, "question": "Who built it?", "answers": ["Edda Morrow"]} for part in text]
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    command = [
+    command: list[str | Path] = [
         *bench, path, "--tokens", "600", "--generate", "--unanswerable", "--policies", "gold,hybrid,reread",
         "--budgets", "128", "--json", "--out", tmp_path / "run",
     ]  # fmt: skip

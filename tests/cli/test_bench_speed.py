@@ -21,8 +21,8 @@ def record(library: Sandbox, tiny: Path, tmp_path_factory: pytest.TempPathFactor
     picture = text.with_name("speed.png")
     sizes = ["--rounds", str(ROUNDS), "--full-tokens", "1024", "--max-tokens", "4"]
     before = {path for path in library.home.iterdir() if path.name != ".locks"}
-    command = ["bench", "speed", text, "--model", tiny, *SMALL, *sizes, "--picture", picture, "--json"]
-    done = library.run(*command, timeout=600)
+    command: list[str | Path] = ["bench", "speed", text, "--model", tiny, *SMALL, *sizes, "--picture", picture]
+    done = library.run(*command, "--json", timeout=600)
     assert done.code == 0, done.err
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert {path for path in library.home.iterdir() if path.name != ".locks"} == before  # nothing stays behind

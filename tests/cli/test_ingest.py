@@ -109,7 +109,7 @@ def test_other_retrieval_heads_are_stored_for_what_was_read_before(
 def test_exit_8_a_disk_limit_and_going_on_with_a_larger_one(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
     box = Sandbox(tmp_path, library.cache)
     (tmp_path / "long.md").write_text(LONG)
-    command = ["ingest", tmp_path / "long.md", "--model", tiny, *SMALL, "--json"]
+    command: list[str | Path] = ["ingest", tmp_path / "long.md", "--model", tiny, *SMALL, "--json"]
     done = box.run(*command, "--disk-limit", "1500000")
     assert done.code == done.json["error"]["exit_code"] == 8
     assert "1,500,000" in done.json["error"]["message"]
@@ -138,7 +138,7 @@ def test_exit_130_and_exit_1_an_ingest_that_is_interrupted_while_others_are_at_i
     box = library.copy(tmp_path)
     path = tmp_path / "the long one.md"
     path.write_text(LONG)
-    command = ["ingest", path, "--model", tiny, *SMALL]
+    command: list[str | Path] = ["ingest", path, "--model", tiny, *SMALL]
     first = box.start(*command)
     while not any("kv-00000" in record.read_text() for record in box.home.glob("the-long-one-*/ingest.json")):
         assert first.poll() is None
@@ -180,7 +180,7 @@ def test_what_one_document_fails_for_costs_no_other(library: Sandbox, tiny: Path
     files["large.md"].write_text(LONG)
     files["none.txt"].write_text(" ")
     files["small.md"].write_text(LONG[3000:6000])
-    command = ["ingest", *files.values(), "--model", tiny, *SMALL, "--json"]
+    command: list[str | Path] = ["ingest", *files.values(), "--model", tiny, *SMALL, "--json"]
     assert box.run("ingest", files["busy.md"], "--model", tiny, *SMALL).code == 0
     name = box.folder("busy").name
     assert box.run("rm", name, "-y").code == 0
@@ -210,7 +210,7 @@ def test_a_full_disk_is_full_for_all(library: Sandbox, tiny: Path, tmp_path: Pat
         "writer.write_atomic = refuse\n"
         "main()"
     )
-    words = [sys.executable, "-c", full, "ingest", "a.md", "b.md", "--model", tiny, *SMALL, "--json"]
+    words: list[str | Path] = [sys.executable, "-c", full, "ingest", "a.md", "b.md", "--model", tiny, *SMALL, "--json"]
     done = subprocess.run(words, env=box.env, cwd=tmp_path, capture_output=True, text=True)
     result = json.loads(done.stdout)
     assert (done.returncode, result["documents"], result["failed"]) == (8, [], [])
@@ -270,7 +270,7 @@ def test_50_kills_or_fewer(library: Sandbox, tiny: Path, tmp_path: Path) -> None
     path.write_text(LONG)
     script = Path(__file__).with_name("ingest_and_be_killed.py")
     box = Sandbox(tmp_path, library.cache)
-    command = [sys.executable, script, str(kills), str(tmp_path), str(path), "--model", str(tiny), *SMALL]
+    command = [sys.executable, str(script), str(kills), str(tmp_path), str(path), "--model", str(tiny), *SMALL]
     done = subprocess.run(command, env=box.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(done.stdout)

@@ -34,7 +34,7 @@ def test_a_document_is_read_and_asked(library: Sandbox, tiny: Path, tmp_path: Pa
         (tmp_path / backend).mkdir()
         env = {"ACTQKV_KERNELS": backend, "TRITON_INTERPRET": "1"}
         boxes.append(Sandbox(tmp_path / backend, library.cache, env))
-    ingest = ["ingest", text, "--model", tiny, *SMALL, "--window", "128", "--json"]
+    ingest: list[str | Path] = ["ingest", text, "--model", tiny, *SMALL, "--window", "128", "--json"]
     read = [finish(process) for process in [box.start(*ingest) for box in boxes]]
     assert [done.code for done in read] == [0, 0], read[1].err
     assert [done.json["documents"][0]["tokens"] // 128 for done in read] == [1, 1]

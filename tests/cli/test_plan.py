@@ -15,7 +15,7 @@ def test_sizes_are_those_of_the_ingest(more: list[str], library: Sandbox, tiny: 
     text = tmp_path / "handbook.md"
     text.write_text((SAMPLES / "harbour-handbook.md").read_text()[:24_000])
     box = Sandbox(tmp_path, library.cache)
-    command = [text, "--model", tiny, *SMALL, *more, "--json"]
+    command: list[str | Path] = [text, "--model", tiny, *SMALL, *more, "--json"]
     planned = box.run("plan", *command)
     assert planned.code == 0, planned.err
     assert [path.name for path in box.home.iterdir()] == [".locks"]  # nothing was done

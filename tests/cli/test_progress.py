@@ -1,5 +1,7 @@
 """What is said of work in progress where stderr is no terminal."""
 
+import time
+
 import pytest
 
 from actqkv_cli import output
@@ -9,7 +11,7 @@ from actqkv_cli import output
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which stands still until it is changed; a line may come every second."""
     now = [100.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(output, "_PLAIN_EVERY", 1.0)
     return now
 

@@ -195,7 +195,8 @@ def drawn(tokenizer: Any, **sampling: Any) -> list[int]:
 
 
 def test_greedy_takes_the_likeliest(tokenizer: Any) -> None:
-    run, expected = Loose(), []
+    run = Loose()
+    expected: list[int] = []
     while len(expected) < 29:
         expected.append(int(run.logits.argmax()))
         run.step(expected[-1])

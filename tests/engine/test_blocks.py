@@ -57,13 +57,13 @@ def test_pages_hold_what_was_brought_whatever_is_read_ahead_held_and_leased(stor
         if step % 3 == 0:
             pool.prefetch(layer, some(draw, 12))
         pages = pool.load(layer, ids)
-        held.append((layer, ids, pages, pool.pin(layer, pages)))
+        held.append((layer, pages, store.content[layer, ids], pool.pin(layer, pages)))
         if step % 5 == 0:
             leased, pin = pool.lease(layer, 3)
             pool.pages(layer)[leased] = -7.0
-            held.append((layer, None, leased, pin))
-        for layer, ids, pages, _ in held:
-            assert (pool.pages(layer)[pages] == (-7.0 if ids is None else store.content[layer, ids])).all()
+            held.append((layer, leased, torch.tensor(-7.0), pin))
+        for layer, pages, content, _ in held:
+            assert (pool.pages(layer)[pages] == content).all()
         while len(held) > 5:
             held.pop(int(torch.randint(0, len(held), (1,), generator=draw)))[3].release()
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.engine import calibration
-from actqkv_cli.engine.calibration import READING, Calibration, calibrate
+from actqkv_cli.engine.calibration import READING, calibrate
 from actqkv_cli.engine.planted import FACTS, planted_document
+from actqkv_cli.model.heads import Calibration
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.store.manifest import Geometry
@@ -52,7 +53,7 @@ def test_a_head_that_finds_every_fact_comes_first(
     """Two heads are made to see: one finds all facts, one every other; where, the text itself tells."""
     text, _ = planted_document()
     encoded = encode_document(tokenizer, [(1, 0, text)])
-    calls = []
+    calls: list[torch.Size] = []
 
     def seeing(queries: Tensor, keys: Tensor, task: Any) -> Tensor:
         number, layer = divmod(len(calls), 4)
@@ -128,6 +129,6 @@ def test_heads_are_chosen_by_what_the_scout_pass_will_see(tmp_path: Path) -> Non
         observer, scout = calibration._Observer(task, keys), _Scout(task)
         for policy in (observer, scout):
             session.run([(policy, asked)], max_tokens=0)[0].close()
-    mass = sum(observer.mass[head.layer][head.head].sqrt() for head in tiny.HEADS)
+    mass = torch.stack([observer.mass[head.layer][head.head].sqrt() for head in tiny.HEADS]).sum(dim=0)
     assert max(head.layer for head in tiny.HEADS) > 0
     torch.testing.assert_close(scout.found, heads.with_neighbours(mass, task.ranked_blocks))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 import tiny
@@ -30,7 +30,7 @@ from actqkv_cli.errors import StoreDamaged
 from actqkv_cli.model.attention import AttentionCall, Rotary
 from actqkv_cli.retrieval.policy import PerToken, Selection
 from actqkv_cli.store.reader import DocumentReader
-from actqkv_kernels import Workspace
+from actqkv_kernels import Workspace, paged_attention
 
 T = TypeVar("T")
 BUDGET = tiny.SINK + tiny.LOCAL + 5 * tiny.BLOCK  # 5 retrieved blocks for each layer while reading, 9 for a question
@@ -42,11 +42,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the real kernels; 
 
 
 @contextmanager
-def by(backend: str) -> Iterator[None]:
+def by(backend: Literal["torch", "reference"]) -> Iterator[None]:
     """Attention is computed by one implementation. What was never written to a page is NaN."""
     with pytest.MonkeyPatch.context() as patch:
-        real = layer_module.paged_attention
-        patch.setattr(layer_module, "paged_attention", functools.partial(real, backend=backend))
+        patch.setattr(layer_module, "paged_attention", functools.partial(paged_attention, backend=backend))
         poison_memory(patch, lambda dtype: torch.nan)
         yield
 

@@ -80,8 +80,8 @@ def test_every_query_gives_its_whole_attention(
 ) -> None:
     """Once for each head, however little it attends to: nothing is counted twice or lost."""
     budget = tiny.SINK + tiny.LOCAL + 3 * tiny.BLOCK
-    how = {"positions": positions, "prefill": prefill, "representative": representative, "budget": budget}
-    _, _, methods = tiny.stored(read(tmp_path, **how))
+    folder = read(tmp_path, positions=positions, prefill=prefill, representative=representative, budget=budget)
+    _, _, methods = tiny.stored(folder)
     assert (methods["h2o"] > 0).all()
     torch.testing.assert_close(methods["h2o"].sum(dim=1), torch.full((4,), 4.0 * TOKENS), atol=0.05, rtol=0)
 
@@ -156,7 +156,8 @@ def test_with_baselines_an_interrupted_reading_starts_over(representative: str, 
     how = tiny.reading(baselines=True, positions="clamped", representative=representative, budget=budget)
     tiny.ingest(model, ids, tmp_path / "undisturbed" / "document", how, tiny.HEADS, 64)
     for stop_at in (96, 160, 205):
-        folder, seen = tmp_path / str(stop_at) / "document", []
+        folder = tmp_path / str(stop_at) / "document"
+        seen: list[int] = []
 
         def stop(position: int, stop_at: int = stop_at) -> None:
             if position == stop_at:

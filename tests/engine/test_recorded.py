@@ -17,6 +17,7 @@ from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.recorded import RecordedStep
 from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import Session
+from actqkv_kernels import paged_attention
 
 BUDGET = tiny.SINK + tiny.LOCAL + 3 * tiny.BLOCK
 ANSWER = tiny.tokens(12, 5).tolist()
@@ -27,7 +28,7 @@ POLICIES = ["hybrid", "actqkv", "quest", "actqkv:every4", "acre"]
 def _as_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are recorded as where kernels run, and the definition computes what they are asked for."""
     monkeypatch.setattr(layer_module, "kernels_run", lambda rotary: True)
-    attend = functools.partial(layer_module.paged_attention, backend="reference")
+    attend = functools.partial(paged_attention, backend="reference")
     monkeypatch.setattr(layer_module, "paged_attention", attend)
 
 

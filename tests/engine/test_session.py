@@ -14,14 +14,14 @@ from actqkv_cli.engine import layer as layer_module
 from actqkv_cli.engine import session as session_module
 from actqkv_cli.engine.session import open_session
 from actqkv_cli.errors import StoreDamaged, UsageError
-from actqkv_cli.retrieval.policies import policy_names
+from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policy import QueryDriven
 from actqkv_cli.store import jsonfile
 from actqkv_cli.store.manifest import METHODS
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in, write_tensors
 from actqkv_cli.store.verify import verify_document
-from actqkv_kernels import PageList
+from actqkv_kernels import PageList, paged_attention
 
 BUDGET = tiny.SINK + tiny.LOCAL + 5 * tiny.BLOCK  # 5 retrieved blocks for each layer while reading, 9 for a question
 
@@ -159,7 +159,6 @@ class Attended:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.beside: list[int] = []
         self.far_values: list[Tensor] = []
-        real = layer_module.paged_attention
 
         def noting(
             query: Tensor, keys: Tensor, values: Tensor, far: PageList, near: PageList, where: Tensor, **options: Any
@@ -172,7 +171,7 @@ class Attended:
             assert len(used.unique()) == len(used)  # no page twice
             self.beside.append(sum(int(seen.sum()) for seen in there) - query.shape[1])
             self.far_values.append(values[far.slots].transpose(1, 2)[there[0]].transpose(0, 1).clone())
-            return real(query, keys, values, far, near, where, **options)
+            return paged_attention(query, keys, values, far, near, where, **options)
 
         monkeypatch.setattr(layer_module, "paged_attention", noting)
 

@@ -1,5 +1,6 @@
 """The command in a world of its own: tmp folders for everything, no network, the checkout's code."""
 
+import io
 import json
 import os
 import shutil
@@ -87,7 +88,7 @@ class Sandbox:
             options["stdin"] = subprocess.PIPE
         process = self.start(*args, **options)
         if isinstance(stdin, bytes):
-            assert process.stdin is not None
+            assert isinstance(process.stdin, io.TextIOWrapper)
             process.stdin.buffer.write(stdin)
             process.stdin.close()
             process.stdin, stdin = None, None

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +72,9 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     )
 
 
-def make(dtype: str = "float32", seed: int = 0, document: str = "leuchtturm-0badc0de") -> Sample:
+def make(
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32", seed: int = 0, document: str = "leuchtturm-0badc0de"
+) -> Sample:
     geometry = Geometry(layers=3, kv_heads=2, head_dim=4, block_size=4, segment_tokens=16, dtype=dtype)
     draft = Draft(
         id=document,

@@ -35,7 +35,7 @@ VOCABULARY = 1000
 WORD = 5  # characters of the text to a token
 BLOCK, SINK, LOCAL = 8, 8, 32
 HEADS = (RetrievalHead(layer=1, head=2, score=0.9), RetrievalHead(layer=0, head=1, score=0.5))
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -97,13 +97,14 @@ def words(ids: Tensor) -> str:
 
 def geometry(of: Any, segment_tokens: int = 32) -> Geometry:
     config = of.config
+    dtype: Any = str(of.dtype).removeprefix("torch.")
     return Geometry(
         layers=config.num_hidden_layers,
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         block_size=BLOCK,
         segment_tokens=segment_tokens,
-        dtype=str(of.dtype).removeprefix("torch."),
+        dtype=dtype,
     )
 
 

@@ -1,6 +1,7 @@
 """Synthetic models: true dimensions, ordinary folders, and nothing written where there is no room."""
 
 import json
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
 def test_nothing_is_written_where_there_is_no_room(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda path: Usage(10_000, 9000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10_000, 9000, 1000))
     with pytest.raises(DiskFull, match="are free"):
         make(tokenizer, tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())

@@ -129,5 +129,5 @@ def test_what_does_not_fit_is_refused() -> None:
         ("float16", tokens, tokens, pages, slots, 0, means.half()),
     ):
         with pytest.raises(ValueError, match=message):
-            write_pages(*wrong)  # type: ignore[arg-type]
+            write_pages(*wrong)
     assert pages.isnan().all()

@@ -12,7 +12,8 @@ import torch
 from hand_made import BLOCK, HEADS, KV_HEADS, LAYERS, OWN, TOKENS, make_task, make_tensors, normal, question, run
 from torch import Tensor
 
-from actqkv_cli.engine.session import Run, Session
+from actqkv_cli.engine.run import Run
+from actqkv_cli.engine.session import Session
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policies import acre, make_policy
 from actqkv_cli.retrieval.policies.acre import entropy_ratio, grouping, l1_grouping, refill_volume
@@ -138,6 +139,7 @@ def test_l1_holds_the_last_token_of_each_group() -> None:
         last = [(group[-1] + 1) * BLOCK - 1 for group in groups_of(candidates, size)]
         for layer, chosen in enumerate(selected("acre:l1", blocks=2, candidates=candidates)):
             assert chosen.tokens.tolist() == last
+            assert chosen.states is not None
             for place, token in enumerate(last):
                 assert torch.equal(chosen.states[:, :, place], make_tensors()["l1"][layer, token // BLOCK])
 
@@ -151,6 +153,7 @@ def test_or_its_most_attended_token() -> None:
         expected.append(int(methods["l1_attended_tokens"][block]))
     for layer, chosen in enumerate(selected("acre:l1:attended", blocks=1)):
         assert chosen.tokens.tolist() == expected
+        assert chosen.states is not None
         for place, token in enumerate(expected):
             assert torch.equal(chosen.states[:, :, place], methods["l1_attended"][layer, token // BLOCK])
 
@@ -235,7 +238,7 @@ def test_only_the_questions_own_tokens_look(option: str) -> None:
     expected = selected(f"acre{option}")
     policy = make_policy(f"acre{option}", make_task())
     for step in ("scout", "question"):
-        policy.begin(step)  # type: ignore[arg-type]
+        policy.begin(step)
         for layer in range(LAYERS):
             queries = question(1, layer)
             queries[:, : OWN.start], queries[:, OWN.stop :] = 100, -100
@@ -379,7 +382,8 @@ def test_a_planted_key_gets_its_group_refilled(
     scope: str, blocks: int, place: int, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An L1 key parallel to what the question asks in the last layer; with `layer` that layer alone refills it."""
-    asked, queries = tiny.question(tiny.tokens(1, 10)), {}
+    asked = tiny.question(tiny.tokens(1, 10))
+    queries: dict[int, Tensor] = {}
     real = acre.Policy.select
 
     def noting(self: Any, layer: int, query: Tensor) -> Selection:

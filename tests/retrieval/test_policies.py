@@ -28,6 +28,7 @@ from hand_made import (
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
+from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policies import (
     actqkv,
     check_policy,
@@ -35,7 +36,6 @@ from actqkv_cli.retrieval.policies import (
     hybrid,
     make_policy,
     of_several_documents,
-    policy_names,
     usual_budget,
 )
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
@@ -133,7 +133,7 @@ def test_what_is_chosen_on_the_device_is_what_is_selected(name: str) -> None:
         policies = [make_policy(name, make_task(blocks)) for _ in range(2)]
         for step in ("question", "decode", "decode"):
             for policy in policies:
-                policy.begin(step)  # type: ignore[arg-type]
+                policy.begin(step)
             assert isinstance(policies[1], PerToken)
             for layer in range(LAYERS):
                 queries = question(7, layer, 1)
@@ -197,7 +197,7 @@ def test_what_is_known_beforehand_is_what_is_read(name: str) -> None:
 def test_a_policy_says_what_it_needs(name: str) -> None:
     """Of what is stored it loads that, at once, and no more."""
     task = make_task()
-    loaded = []
+    loaded: list[set[str]] = []
 
     def load(names: Collection[str]) -> Mapping[str, Tensor]:
         loaded.append({*names})
@@ -207,7 +207,8 @@ def test_a_policy_says_what_it_needs(name: str) -> None:
     assert loaded[-1] == {*policy.needs}
     run(policy, 1)
     assert set().union(*loaded) == {*policy.needs}
-    assert {*policy.needs} <= {*type(policy).needs} or name.endswith("attended")
+    of_class: Any = type(policy)
+    assert {*policy.needs} <= {*of_class.needs} or name.endswith("attended")
 
 
 def test_what_needs_nothing_of_one_document_alone_takes_several() -> None:
@@ -362,7 +363,7 @@ def test_a_planted_key_is_found_and_attended_by_all_layers(
     queries: dict[int, Tensor] = {}
     real = heads.Policy.select
 
-    def noting(self: Any, layer: int, query: Tensor) -> Tensor:
+    def noting(self: Any, layer: int, query: Tensor) -> Selection:
         queries.setdefault(layer, query.clone())
         return real(self, layer, query)
 

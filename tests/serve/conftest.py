@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sandbox import SAMPLES, SMALL, Sandbox, flip, save_tiny_model
@@ -24,7 +25,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     for name in ("alien", "broken", "torn"):
         copy = box.home / f"{name}-00000000"
         shutil.copytree(log, copy)
-        record, _ = jsonfile.read(copy / "manifest.json")
+        record: dict[str, Any] = jsonfile.read(copy / "manifest.json")[0]
         record["id"], record["source"]["name"] = copy.name, f"{name}.txt"
         if name == "alien":
             record["model"]["weights"] = "0" * 64

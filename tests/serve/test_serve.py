@@ -10,12 +10,13 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 from sandbox import Sandbox
 from serving import Server, running
 
 QUESTION = "Who built the lighthouse at Carrow Point?"
-LENGTH = {"max_tokens": 24}
-USER = {"role": "user", "content": QUESTION}
+LENGTH: dict[str, Any] = {"max_tokens": 24}
+USER: ChatCompletionUserMessageParam = {"role": "user", "content": QUESTION}
 
 
 def asked(server: Server, text: str = QUESTION, model: str = "latest", **more: Any) -> Any:
@@ -113,12 +114,14 @@ def test_fields_do_what_they_say(server: Server) -> None:
     done = server.client().chat.completions.create(
         model="latest", messages=[USER], max_completion_tokens=5, extra_body={"policy": "streaming", "budget": 1024}
     )
+    assert done.usage
+    assert done.model_extra
     assert (done.usage.completion_tokens, done.choices[0].finish_reason) == (5, "length")
     assert (done.model_extra["actqkv"]["policy"], done.model_extra["actqkv"]["budget"]) == ("streaming", 1024)
     drawn = [asked(server, temperature=1.5, top_p=0.9, seed=seed)[0] for seed in (7, 7, 8)]
     assert drawn[0] == drawn[1] != drawn[2]
-    neutral = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "user": "me", "tools": [], "logit_bias": None}
-    assert asked(server, **neutral)[0] == text
+    neutral: dict[str, Any] = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "user": "me", "tools": []}
+    assert asked(server, **neutral, logit_bias=None)[0] == text
     parts = [{"type": "text", "text": part} for part in QUESTION.split(" at ")]
     assert asked(server, messages=[{"role": "user", "content": parts}])[0]
 
@@ -171,16 +174,16 @@ def test_two_at_once_get_their_own_answers(server: Server, shelf: Sandbox) -> No
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_stops_its_answer_and_no_other(server: Server, stream: bool) -> None:
-    expected, client, long = asked(server), server.client(), {"max_tokens": 3000}
+    expected, client = asked(server), server.client()
     began = time.perf_counter()
     if stream:
-        with client.chat.completions.create(model="latest", messages=[USER], stream=True, **long) as chunks:
+        with client.chat.completions.create(model="latest", messages=[USER], stream=True, max_tokens=3000) as chunks:
             for _ in zip(range(60), chunks, strict=False):
                 pass
             assert len(list(client.models.list())) == 4  # while the model is at work
     else:
         with pytest.raises(openai.APITimeoutError):
-            server.client(timeout=0.5).chat.completions.create(model="latest", messages=[USER], **long)
+            server.client(timeout=0.5).chat.completions.create(model="latest", messages=[USER], max_tokens=3000)
     left = time.perf_counter()
     assert asked(server) == expected
     # 3,000 tokens take many times what the 60, or the half second, and the 24 of the next answer took.
@@ -209,7 +212,7 @@ def test_what_is_not_to_be_had(server: Server) -> None:
     assert asked(server)[0]
 
 
-BAD = {
+BAD: dict[str, tuple[bytes | dict[str, Any], str]] = {
     "not JSON": (b"{", "JSON"),
     "not UTF-8": (b'{"model": "\xff\xfe"}', "JSON"),
     "half a character": (b'{"model": "\\ud800", "messages": []}', "JSON"),

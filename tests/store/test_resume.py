@@ -409,7 +409,7 @@ def test_what_the_writer_refuses(sample: store_sample.Sample, tmp_path: Path) ->
             writer.write_segment(blocks, representatives)
         longer = {name: torch.cat([part, part[:1]]) for name, part in sample.tokens.items()}
         far = {"char_start": sample.tokens["char_start"] + 1000}
-        wrong: list[dict[str, torch.Tensor]] = [
+        changes: list[dict[str, torch.Tensor]] = [
             longer,
             far,
             {"more": sample.tokens["ids"]},
@@ -423,7 +423,7 @@ def test_what_the_writer_refuses(sample: store_sample.Sample, tmp_path: Path) ->
             {"h2o": torch.ones(10, 3)},
             {"l1_attended_tokens": torch.zeros(10, dtype=torch.int32)},
         ]
-        tries = [(sample.text, {**sample.tensors, **change}) for change in wrong]
+        tries = [(sample.text, {**sample.tensors, **change}) for change in changes]
         tries.append((sample.text + "x", sample.tensors))
         for missing in ("ids", "representatives", "head_keys", "l1"):
             tries.append((sample.text, {name: t for name, t in sample.tensors.items() if name != missing}))

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import store_sample
@@ -17,7 +18,7 @@ from actqkv_cli.store.writer import DocumentWriter
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_everything_comes_back(tmp_path: Path, dtype: str) -> None:
+def test_everything_comes_back(tmp_path: Path, dtype: Literal["float32", "bfloat16", "float16"]) -> None:
     sample = store_sample.make(dtype)
     manifest = sample.finish(tmp_path)
     assert manifest == load_manifest(sample.folder(tmp_path))
@@ -59,7 +60,7 @@ def test_a_document_of_before_there_were_methods(sample: store_sample.Sample, tm
     sample.methods = {}
     sample.finish(tmp_path)
     path = sample.folder(tmp_path) / "manifest.json"
-    body, _ = jsonfile.read(path)
+    body: dict[str, Any] = jsonfile.read(path)[0]
     assert body.pop("methods") is None
     assert body["reading"].pop("baselines") is False
     path.write_bytes(jsonfile.encode(body))

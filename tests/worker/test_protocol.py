@@ -1,5 +1,6 @@
 """Frames survive the socket whole, whatever it does to them, and a fingerprint changes with what it stands for."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -110,7 +111,7 @@ def test_a_fingerprint_changes_with_our_code(tmp_path: Path, monkeypatch: pytest
     class Spec:
         submodule_search_locations = found
 
-    monkeypatch.setattr(protocol.importlib.util, "find_spec", lambda name: Spec if name == "actqkv_cli" else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec if name == "actqkv_cli" else None)
     before = fingerprint()
     assert fingerprint() == before
     module = tmp_path / "actqkv_cli" / "worker" / "client.py"
