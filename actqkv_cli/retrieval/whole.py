@@ -1,4 +1,5 @@
-"""Blocks begin and end anywhere. What a question attends to is completed to whole sentences: half of one misleads."""
+"""What is attended to, of blocks that begin and end anywhere: spans of text, for an answer often stands beside what was
+asked, and whole sentences, for half of one misleads."""
 
 import functools
 from collections.abc import Callable
@@ -6,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from actqkv_cli.retrieval.policy import Selection, Task, best
+from actqkv_cli.retrieval.policy import Selection, Task
 from actqkv_cli.retrieval.sentences import sentences_at
 from actqkv_cli.store.reader import DocumentReader
+
+SPAN = 5  # blocks in a row: about a paragraph
 
 
 def sentence_tokens(reader: DocumentReader) -> Callable[[int], range]:
@@ -37,29 +40,33 @@ def sentence_tokens(reader: DocumentReader) -> Callable[[int], range]:
     return of
 
 
-def whole_sentences(task: Task, scores: Tensor, blocks: int) -> Selection:
-    """The best candidates by scores `(N,)`, each with the rest of its sentences, as many as take no more room than so
-    many blocks."""
+def best_spans(task: Task, scores: Tensor, blocks: int) -> Selection:
+    """The best spans of candidates, as many as take no more room than so many blocks.
+
+    A span is `SPAN` blocks in a row, as good as the sum of their scores `(N,)`, and has the rest of the sentences that
+    it begins and ends in, where there is room for these. Spans may overlap.
+    """
     candidates, size = task.candidates, task.block_size
+    sentences, length = task.resident.sentences, min(SPAN, blocks)
+    everything = torch.arange(candidates.start, candidates.stop)
+    if blocks >= len(candidates) or not blocks:
+        return Selection(everything[:blocks], everything[:0])
     first, end = candidates.start * size, min(candidates.stop * size, task.tokens)
-    chosen = best(scores[candidates.start : candidates.stop], blocks, candidates.start)
-    if blocks >= len(candidates) or task.resident.sentences is None:
-        return Selection(chosen, chosen[:0])
+    sums = scores[candidates.start : candidates.stop].float().cpu().unfold(0, length, 1).sum(dim=-1)
     shown = torch.zeros(end - first, dtype=torch.bool)
-    ranked = (
-        scores[candidates.start : candidates.stop].argsort(descending=True, stable=True)[:blocks] + candidates.start
-    )
-    for block in ranked.tolist():
-        tokens = task.resident.sentences(block)
-        more = shown.clone()
-        more[max(tokens.start - first, 0) : tokens.stop - first] = True
-        if int(more.sum()) > blocks * size:
+    for start in (sums.argsort(descending=True, stable=True) + candidates.start).tolist():
+        plain = range(start * size, min((start + length) * size, end))
+        whole = range(sentences(start).start, sentences(start + length - 1).stop) if sentences else plain
+        for tokens in (whole, plain):
+            more = shown.clone()
+            more[max(tokens.start - first, 0) : tokens.stop - first] = True
+            if fits := int(more.sum()) <= blocks * size:
+                shown = more
+                break
+        if not fits:
             break
-        shown = more
-    if not shown.any():  # there is no room for a block's sentences
-        return Selection(chosen, chosen[:0])
     places = first + shown.nonzero()[:, 0]
     held = torch.bincount(places // size, minlength=candidates.stop)
     full = held == torch.bincount(torch.arange(first, end) // size, minlength=candidates.stop)
-    whole = (held > 0) & full
-    return Selection(whole.nonzero()[:, 0], places[~whole[places // size]])
+    full &= held > 0
+    return Selection(full.nonzero()[:, 0], places[~full[places // size]])

@@ -40,6 +40,7 @@ from actqkv_cli.retrieval.policies import (
 )
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import PerToken, Selection, Task, best
+from actqkv_cli.retrieval.whole import best_spans
 from actqkv_kernels import activation_probe, block_scores
 
 SPECS = [
@@ -290,7 +291,7 @@ def test_heads_ranks_by_all_heads_and_leaves_out_the_sink() -> None:
     assert (ranking[SINK // BLOCK :] > 0).all()
     for choices in chosen[1:]:
         for layer in choices:
-            assert layer.blocks.tolist() == top(ranking, task.candidates, len(layer.blocks))
+            assert torch.equal(layer.blocks, best_spans(task, ranking, task.blocks).blocks)
 
 
 def test_hybrid_fuses_the_heads_and_the_words() -> None:
@@ -306,7 +307,7 @@ def test_hybrid_fuses_the_heads_and_the_words() -> None:
     torch.testing.assert_close(ranking, expected, atol=1e-5, rtol=1e-4)
     for choices in chosen[1:]:
         for layer in choices:
-            assert layer.blocks.tolist() == top(ranking, task.candidates, len(layer.blocks))
+            assert torch.equal(layer.blocks, best_spans(task, ranking, task.blocks).blocks)
 
 
 def test_fusion_knows_no_scale_and_leaves_out_what_says_nothing() -> None:
@@ -327,21 +328,6 @@ def test_neighbours_get_a_share() -> None:
         0.0,
         6.0,
     ]  # the sink stays unranked
-
-
-def test_hybrid_takes_as_many_blocks_as_score_nearly_as_well_as_the_best() -> None:
-    def count(scores: list[float], blocks: int = 30, candidates: range = range(1, 46)) -> int:
-        policy = hybrid.Policy(make_task(blocks, candidates=candidates))
-        return policy.blocks_for(torch.tensor(scores + [0.0] * (46 - len(scores))))
-
-    few = hybrid.MIN_BLOCKS
-    assert count([9.0]) == few
-    assert count([9.0, *[8.0] * few]) == few + 1
-    assert count([9.0, *[8.0] * few, *[4.0] * 20]) == few + 1
-    assert count([9.0, *[8.0] * 40]) == 30  # the budget is a limit
-    assert count([9.0], blocks=2) == 2
-    assert count([]) == 30  # nothing stands out
-    assert count([9.0], blocks=3, candidates=range(1, 4)) == 3  # a document that fits is seen whole
 
 
 @pytest.mark.parametrize("name", ["heads", "hybrid"])

@@ -9,7 +9,7 @@ from hand_made import BLOCK, BLOCKS, STORY, TEMPLATE, TOKENS, make_task, normal,
 
 from actqkv_cli.retrieval.policy import Task
 from actqkv_cli.retrieval.sentences import sentences
-from actqkv_cli.retrieval.whole import sentence_tokens, whole_sentences
+from actqkv_cli.retrieval.whole import SPAN, best_spans, sentence_tokens
 
 LONG = "A word " * 60 + "is said. And this."
 
@@ -54,44 +54,52 @@ def task_with(blocks: int, reach: int, candidates: range = range(1, BLOCKS - 1))
 
 
 @pytest.mark.parametrize("reach", [0, 1, BLOCK // 2, BLOCK])
-@pytest.mark.parametrize("blocks", [0, 1, 2, 7, 20, 100])
-def test_they_take_no_more_room_than_the_blocks_would(reach: int, blocks: int) -> None:
+@pytest.mark.parametrize("blocks", [0, 1, 2, 5, 7, 20, 100])
+def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(reach: int, blocks: int) -> None:
     task = task_with(blocks, reach)
     scores = normal(3, BLOCKS)
-    selected = whole_sentences(task, scores, blocks)
+    selected = best_spans(task, scores, blocks)
     candidates = set(task.candidates)
     assert selected.blocks.tolist() == sorted(set(selected.blocks.tolist()) & candidates)
     assert selected.tokens.tolist() == sorted(set(selected.tokens.tolist()))
     beside = set((selected.tokens // BLOCK).tolist())
     assert beside <= candidates - set(selected.blocks.tolist())
-    attended = {token for block in selected.blocks.tolist() for token in range(block * BLOCK, (block + 1) * BLOCK)}
-    attended = {token for token in attended if token < TOKENS} | set(selected.tokens.tolist())
+    attended = {token for block in selected.blocks.tolist() for token in _tokens(block, block)}
+    attended |= set(selected.tokens.tolist())
     assert len(attended) <= blocks * BLOCK
     assert selected.read(BLOCK).tolist() == sorted({token // BLOCK for token in attended})
     if blocks >= len(candidates):
         assert set(selected.blocks.tolist()) == candidates
         return
-    ranked = sorted(candidates, key=lambda block: -float(scores[block]))[:blocks]
-    if BLOCK + 2 * reach <= blocks * BLOCK:  # there is room for the best one's
-        first, end = task.candidates.start * BLOCK, task.candidates.stop * BLOCK
-        assert set(range(*_clipped(task, ranked[0], first, end))) <= attended
-        left = [block for block in ranked if not set(range(block * BLOCK, (block + 1) * BLOCK)) <= attended]
-        if left:  # the next one does not fit in any more
-            assert len(attended | set(range(*_clipped(task, left[0], first, end)))) > blocks * BLOCK
-    else:
-        assert selected.blocks.tolist() == sorted(ranked)
+    length = min(SPAN, blocks)
+    starts = sorted(
+        range(task.candidates.start, task.candidates.stop - length + 1),
+        key=lambda start: -float(scores[start : start + length].sum()),
+    )
+    left = [start for start in starts if not set(_tokens(start, start + length - 1)) <= attended]
+    if left and blocks:
+        assert left[0] != starts[0]
+        assert (
+            len(attended | set(_tokens(left[0], left[0] + length - 1))) > blocks * BLOCK
+        )  # it does not fit in any more
+    if blocks >= length + 2:  # there is room for the best one's sentences
+        assert set(_sentences(task, starts[0], starts[0] + length - 1)) <= attended
     if reach == 0:
-        assert selected.blocks.tolist() == sorted(ranked)
+        assert not len(selected.tokens)
 
 
-def _clipped(task: Task, block: int, first: int, end: int) -> tuple[int, int]:
+def _tokens(block: int, last: int) -> range:
+    return range(block * BLOCK, min((last + 1) * BLOCK, TOKENS))
+
+
+def _sentences(task: Task, block: int, last: int) -> range:
     assert task.resident.sentences is not None
-    tokens = task.resident.sentences(block)
-    return max(first, tokens.start), min(end, tokens.stop, TOKENS)
+    first, end = task.candidates.start * BLOCK, min(task.candidates.stop * BLOCK, TOKENS)
+    return range(max(first, task.resident.sentences(block).start), min(end, task.resident.sentences(last).stop))
 
 
 def test_no_more_than_the_candidates_is_attended() -> None:
     """The sink before them and the turns behind are attended anyway."""
-    task = task_with(2, BLOCK, candidates=range(3, 7))
-    selected = whole_sentences(task, torch.tensor([0.0] * 3 + [9.0] + [0.0] * (BLOCKS - 4)), 2)
-    assert selected.read(BLOCK).tolist() == [3, 4]
+    task = task_with(6, BLOCK, candidates=range(3, 11))
+    selected = best_spans(task, torch.tensor([0.0] * 3 + [9.0] + [0.0] * (BLOCKS - 4)), 6)
+    assert selected.read(BLOCK).tolist() == [3, 4, 5, 6, 7, 8]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policy import Pass, Selection, Task, kv_head
-from actqkv_cli.retrieval.whole import whole_sentences
+from actqkv_cli.retrieval.whole import best_spans
 
 BLOCKS = 10  # of each layer, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
@@ -36,15 +36,11 @@ class Policy:
         self._scouting = step == "scout"
         if step == "question":
             self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
-            self._chosen = whole_sentences(self._task, self._score, self.blocks_for(self._score))
+            self._chosen = best_spans(self._task, self._score, self._task.blocks)
 
     def score(self, by_heads: Tensor) -> Tensor:
         """The scores `(N,)` that blocks are ranked by, from those of the retrieval heads."""
         return by_heads
-
-    def blocks_for(self, score: Tensor) -> int:
-        """How many blocks to attend to, by the scores `(N,)` that they are ranked by."""
-        return self._task.blocks
 
     def select(self, layer: int, queries: Tensor) -> Selection:
         if self._scouting:

@@ -10,9 +10,7 @@ from torch import Tensor
 from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
 
-BLOCKS = 10  # at most
-MIN_BLOCKS = 4
-_SHARE = 0.55  # of the best block's score: what has less is not wanted
+BLOCKS = heads.BLOCKS
 
 
 class Policy(heads.Policy):
@@ -20,14 +18,6 @@ class Policy(heads.Policy):
         ranked = self._task.ranked_blocks.to(by_heads.device)
         by_words = lexical_scores(self._task).to(by_heads)
         return by_heads.masked_scatter(ranked, fused(by_heads[ranked], by_words[ranked]))
-
-    def blocks_for(self, score: Tensor) -> int:
-        """As many as score nearly as well as the best: where one stands out the others distract, and where none does
-        the answer may be in any (cf. ACRE's refilling by entropy, arXiv 2412.12486)."""
-        most = self._task.blocks
-        if most >= len(self._task.candidates):
-            return most  # there is room for the whole document
-        return min(most, max(MIN_BLOCKS, int((score >= _SHARE * score.max()).sum())))
 
 
 def fused(*scores: Tensor) -> Tensor:
