@@ -86,7 +86,7 @@ Budget = Annotated[
     int | None,
     typer.Option(
         help="Tokens attended per layer beside the question, at most. "
-        "[default: what suits the policy, 384 with hybrid; else as at ingest]"
+        "[default: what suits the policy, 576 with hybrid; else as at ingest]"
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest answer. [default: 128]")]

@@ -12,12 +12,13 @@ from actqkv_cli.bench.metrics import score
 from actqkv_cli.bench.paired import Measured, Setting
 from actqkv_cli.documents.document import Document, Page
 from actqkv_cli.engine.answer import Sampling, decode_all
-from actqkv_cli.engine.confidence import strength, trust
+from actqkv_cli.engine.confidence import trust
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedQuestion, encode_question
+from actqkv_cli.retrieval.policy import strength
 
 REFERENCE = "full"
 TOGETHER = 8  # runs that go through the model at once: more take memory for little

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actqkv_cli.engine.answer import Answer
+from actqkv_cli.retrieval.policy import strength
 
 # Logistic regressions, fitted by `python -m actqkv_cli.bench.trust` on answers of the 1.5B model to natural questions
 # over 16K tokens (168), and to questions of another document (140); the weights are those of `evidence`. On questions
@@ -29,12 +30,6 @@ _DECLINES = re.compile(
 def declines(answer: str) -> bool:
     """Whether an answer says that the document does not say."""
     return not answer.strip() or _DECLINES.search(answer[:120]) is not None
-
-
-def strength(ranking: Tensor) -> float:
-    """By how many deviations the best block of a ranking `(N,)` stands above their mean; 0 where all are alike."""
-    spread = float(ranking.std(correction=0))
-    return float(ranking.max() - ranking.mean()) / spread if spread > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,12 @@ class PerToken(QueryDriven):
         return mass
 
 
+def strength(ranking: Tensor) -> float:
+    """By how many deviations the best block of a ranking `(N,)` stands above their mean; 0 where all are alike."""
+    spread = float(ranking.std(correction=0))
+    return float(ranking.max() - ranking.mean()) / spread if spread > 0 else 0.0
+
+
 def best(scores: Tensor, count: int, first: int) -> Tensor:
     """Ids of the `count` best of the candidates, ascending, on the CPU. scores: `(C,)`, from block `first` on."""
     if count >= scores.numel():

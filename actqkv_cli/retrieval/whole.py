@@ -1,5 +1,4 @@
-"""What is attended to, of blocks that begin and end anywhere: spans of text, for an answer often stands beside what was
-asked, and whole sentences, for half of one misleads."""
+"""Blocks begin and end anywhere. What a question attends to is completed to whole sentences: half of one misleads."""
 
 import functools
 from collections.abc import Callable
@@ -10,8 +9,6 @@ from torch import Tensor
 from actqkv_cli.retrieval.policy import Selection, Task
 from actqkv_cli.retrieval.sentences import sentences_at
 from actqkv_cli.store.reader import DocumentReader
-
-SPAN = 5  # blocks in a row: about a paragraph
 
 
 def sentence_tokens(reader: DocumentReader) -> Callable[[int], range]:
@@ -40,14 +37,14 @@ def sentence_tokens(reader: DocumentReader) -> Callable[[int], range]:
     return of
 
 
-def best_spans(task: Task, scores: Tensor, blocks: int) -> Selection:
+def best_spans(task: Task, scores: Tensor, blocks: int, length: int) -> Selection:
     """The best spans of candidates, as many as take no more room than so many blocks.
 
-    A span is `SPAN` blocks in a row, as good as the sum of their scores `(N,)`, and has the rest of the sentences that
-    it begins and ends in, where there is room for these. Spans may overlap.
+    A span is `length` blocks in a row, as good as the sum of their scores `(N,)`, and has the rest of the sentences
+    that it begins and ends in, where there is room for these. Spans may overlap.
     """
     candidates, size = task.candidates, task.block_size
-    sentences, length = task.resident.sentences, min(SPAN, blocks)
+    sentences, length = task.resident.sentences, min(length, blocks)
     everything = torch.arange(candidates.start, candidates.stop)
     if blocks >= len(candidates) or not blocks:
         return Selection(everything[:blocks], everything[:0])

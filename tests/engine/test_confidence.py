@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from actqkv_cli.engine.answer import Answer
-from actqkv_cli.engine.confidence import Trust, declines, strength, trust
+from actqkv_cli.engine.confidence import Trust, declines, trust
+from actqkv_cli.retrieval.policy import strength
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_lexical_ranks_by_shared_words() -> None:
     expected[: SINK // BLOCK] = 0
     policy = make_policy("lexical", task)
     assert torch.equal(policy.ranking(torch.rand(BLOCKS)), expected)
-    passages = best_spans(task, expected, 10).blocks.tolist()
+    passages = best_spans(task, expected, 10, length=1).blocks.tolist()
     assert selected("lexical", text="Where is the lighthouse?") == [[passages] * LAYERS] * 5
     assert selected("lexical", text="And why?") != selected("lexical", text="Where is the lighthouse?")
 

@@ -40,7 +40,6 @@ from actqkv_cli.retrieval.policies import (
 )
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import PerToken, Selection, Task, best
-from actqkv_cli.retrieval.whole import best_spans
 from actqkv_kernels import activation_probe, block_scores
 
 SPECS = [
@@ -291,7 +290,7 @@ def test_heads_ranks_by_all_heads_and_leaves_out_the_sink() -> None:
     assert (ranking[SINK // BLOCK :] > 0).all()
     for choices in chosen[1:]:
         for layer in choices:
-            assert torch.equal(layer.blocks, best_spans(task, ranking, task.blocks).blocks)
+            assert layer.blocks.tolist() == top(ranking, task.candidates, len(layer.blocks))
 
 
 def test_hybrid_fuses_the_heads_and_the_words() -> None:
@@ -307,7 +306,7 @@ def test_hybrid_fuses_the_heads_and_the_words() -> None:
     torch.testing.assert_close(ranking, expected, atol=1e-5, rtol=1e-4)
     for choices in chosen[1:]:
         for layer in choices:
-            assert torch.equal(layer.blocks, best_spans(task, ranking, task.blocks).blocks)
+            assert layer.blocks.tolist() == top(ranking, task.candidates, len(layer.blocks))
 
 
 def test_fusion_knows_no_scale_and_leaves_out_what_says_nothing() -> None:
@@ -328,6 +327,24 @@ def test_neighbours_get_a_share() -> None:
         0.0,
         6.0,
     ]  # the sink stays unranked
+
+
+def test_hybrid_attends_to_one_span_where_one_place_stands_out() -> None:
+    def blocks(
+        scores: dict[int, float], budget: int = 16, count: int = 200, candidates: range | None = None
+    ) -> list[int]:
+        task = make_task(budget, candidates=candidates or range(1, count - 1))
+        task = replace(task, tokens=count * BLOCK)
+        score = torch.zeros(count)
+        for block, value in scores.items():
+            score[block] = value
+        return hybrid.Policy(task).selection(score).blocks.tolist()
+
+    alone = {40: 9.0, 42: 1.0, 120: 0.5}
+    assert blocks(alone) == [38, 39, 40, 41, 42, 43]
+    assert blocks(alone, budget=3) == [40, 41, 42]  # the budget is a limit
+    assert len(blocks({40: 9.0, 42: 8.0, 100: 8.0, 120: 9.0})) == 16  # several places stand out
+    assert blocks(alone, candidates=range(38, 46)) == list(range(38, 46))  # there is room for everything
 
 
 @pytest.mark.parametrize("name", ["heads", "hybrid"])

@@ -9,7 +9,7 @@ from hand_made import BLOCK, BLOCKS, STORY, TEMPLATE, TOKENS, make_task, normal,
 
 from actqkv_cli.retrieval.policy import Task
 from actqkv_cli.retrieval.sentences import sentences
-from actqkv_cli.retrieval.whole import SPAN, best_spans, sentence_tokens
+from actqkv_cli.retrieval.whole import best_spans, sentence_tokens
 
 LONG = "A word " * 60 + "is said. And this."
 
@@ -55,10 +55,11 @@ def task_with(blocks: int, reach: int, candidates: range = range(1, BLOCKS - 1))
 
 @pytest.mark.parametrize("reach", [0, 1, BLOCK // 2, BLOCK])
 @pytest.mark.parametrize("blocks", [0, 1, 2, 5, 7, 20, 100])
-def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(reach: int, blocks: int) -> None:
+@pytest.mark.parametrize("length", [1, 5])
+def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(length: int, reach: int, blocks: int) -> None:
     task = task_with(blocks, reach)
     scores = normal(3, BLOCKS)
-    selected = best_spans(task, scores, blocks)
+    selected = best_spans(task, scores, blocks, length)
     candidates = set(task.candidates)
     assert selected.blocks.tolist() == sorted(set(selected.blocks.tolist()) & candidates)
     assert selected.tokens.tolist() == sorted(set(selected.tokens.tolist()))
@@ -71,7 +72,7 @@ def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(reach: i
     if blocks >= len(candidates):
         assert set(selected.blocks.tolist()) == candidates
         return
-    length = min(SPAN, blocks)
+    length = min(length, blocks)
     starts = sorted(
         range(task.candidates.start, task.candidates.stop - length + 1),
         key=lambda start: -float(scores[start : start + length].sum()),
@@ -101,5 +102,5 @@ def _sentences(task: Task, block: int, last: int) -> range:
 def test_no_more_than_the_candidates_is_attended() -> None:
     """The sink before them and the turns behind are attended anyway."""
     task = task_with(6, BLOCK, candidates=range(3, 11))
-    selected = best_spans(task, torch.tensor([0.0] * 3 + [9.0] + [0.0] * (BLOCKS - 4)), 6)
+    selected = best_spans(task, torch.tensor([0.0] * 3 + [9.0] + [0.0] * (BLOCKS - 4)), 6, 5)
     assert selected.read(BLOCK).tolist() == [3, 4, 5, 6, 7, 8]

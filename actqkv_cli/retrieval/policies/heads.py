@@ -11,7 +11,7 @@ from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policy import Pass, Selection, Task, kv_head
 from actqkv_cli.retrieval.whole import best_spans
 
-BLOCKS = 10  # of each layer, unless a budget is given; more distract a small model
+BLOCKS = 16  # of each layer, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
 _QUERY_CHUNK = 32  # question tokens scored at a time: bounds the scores to 32 x T
 
@@ -36,11 +36,15 @@ class Policy:
         self._scouting = step == "scout"
         if step == "question":
             self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
-            self._chosen = best_spans(self._task, self._score, self._task.blocks)
+            self._chosen = self.selection(self._score)
 
     def score(self, by_heads: Tensor) -> Tensor:
         """The scores `(N,)` that blocks are ranked by, from those of the retrieval heads."""
         return by_heads
+
+    def selection(self, score: Tensor) -> Selection:
+        """What to attend to, by the scores `(N,)` that blocks are ranked by: the best, wherever they stand."""
+        return best_spans(self._task, score, self._task.blocks, length=1)
 
     def select(self, layer: int, queries: Tensor) -> Selection:
         if self._scouting:

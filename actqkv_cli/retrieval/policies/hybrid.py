@@ -1,7 +1,7 @@
 """Retrieval heads and BM25 together: two scores of the same blocks, standardised and added.
 
 They fail on different questions: what the text says in other words is found by the heads, names that mean nothing to
-a small model by the words.
+a small model by the words. Where one place stands out, that alone is attended to: whatever is beside it distracts.
 """
 
 import torch
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.retrieval.policies.lexical import lexical_scores
+from actqkv_cli.retrieval.policy import Selection, strength
+from actqkv_cli.retrieval.whole import best_spans
 
-BLOCKS = heads.BLOCKS
+BLOCKS = heads.BLOCKS  # at most
+STRONG = 9.0  # a ranking's strength from which on the answer stands in its best span
+SPAN, _SPAN_ROOM = 5, 6  # blocks: about a paragraph, and the rest of its sentences
 
 
 class Policy(heads.Policy):
@@ -18,6 +22,12 @@ class Policy(heads.Policy):
         ranked = self._task.ranked_blocks.to(by_heads.device)
         by_words = lexical_scores(self._task).to(by_heads)
         return by_heads.masked_scatter(ranked, fused(by_heads[ranked], by_words[ranked]))
+
+    def selection(self, score: Tensor) -> Selection:
+        task = self._task
+        if strength(score) < STRONG or task.blocks >= len(task.candidates):
+            return super().selection(score)
+        return best_spans(task, score, min(task.blocks, _SPAN_ROOM), SPAN)
 
 
 def fused(*scores: Tensor) -> Tensor:

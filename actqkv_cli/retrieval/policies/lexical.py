@@ -5,7 +5,7 @@ from torch import Tensor
 from actqkv_cli.retrieval.policy import Pass, Selection, Task
 from actqkv_cli.retrieval.whole import best_spans
 
-BLOCKS = 10
+BLOCKS = 16
 BEFORE = 0.5
 
 
@@ -16,7 +16,7 @@ class Policy:
 
     def __init__(self, task: Task) -> None:
         self._scores = lexical_scores(task)
-        self._chosen = best_spans(task, self._scores, task.blocks)
+        self._chosen = best_spans(task, self._scores, task.blocks, length=1)
         self._read = self._chosen.read(task.block_size)
 
     def begin(self, step: Pass) -> None:
