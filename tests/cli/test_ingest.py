@@ -103,7 +103,9 @@ def test_other_retrieval_heads_are_stored_for_what_was_read_before(
     assert box.run(*both).code == 0
     assert segments == {path: path.stat().st_mtime_ns for path in box.folder("handbook").glob("kv-*")}
     assert box.run("verify").code == 0
-    assert box.run("ingest", handbook, "--model", tiny, *SMALL, "--json").json["documents"][0]["unchanged"]
+    for _ in range(2):  # where the model's heads are not known the document is as it is
+        assert box.run("ingest", handbook, "--model", tiny, *SMALL, "--json").json["documents"][0]["unchanged"]
+        known.unlink(missing_ok=True)
 
 
 def test_exit_8_a_disk_limit_and_going_on_with_a_larger_one(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
