@@ -279,6 +279,16 @@ def test_another_draft_starts_over(sample: store_sample.Sample, tmp_path: Path) 
     assert load_unfinished(folder).reading.window == 16
 
 
+def test_a_complete_document_of_another_draft_is_left_as_it_is(sample: store_sample.Sample, tmp_path: Path) -> None:
+    sample.finish(tmp_path)
+    before = store_sample.contents(sample.folder(tmp_path))
+    reading = sample.draft.reading.model_copy(update={"window": 16})
+    other = sample.draft.model_copy(update={"reading": reading, "retrieval_heads": [], "density": []})
+    with pytest.raises(ActqkvError, match="already"):
+        DocumentWriter.open(sample.folder(tmp_path), other)
+    assert store_sample.contents(sample.folder(tmp_path)) == before
+
+
 def with_other_heads(sample: store_sample.Sample) -> store_sample.Sample:
     """The same document, whose model's retrieval heads are others."""
     heads = [RetrievalHead(layer=0, head=0, score=1.0)]
