@@ -122,9 +122,10 @@ def _known(
 
 
 def _has_index(manifest: Manifest, settings: Settings) -> bool:
-    """Whether its index is of its model's retrieval heads, unless these are not known here."""
+    """Whether its index is of its model's retrieval heads, unless these are not known here, or it has baselines: it
+    would have to be read again."""
     known = load_calibration(settings.cache, manifest.model)
-    return known is None or known.heads == manifest.retrieval_heads
+    return known is None or known.heads == manifest.retrieval_heads or manifest.reading.baselines
 
 
 def _read_by(record: Unfinished, chosen: ModelFiles | None, settings: Settings) -> bool:

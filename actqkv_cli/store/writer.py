@@ -148,7 +148,8 @@ class DocumentWriter:
     def _reopen(self) -> None:
         """Make an unfinished document of a complete one whose retrieval heads are others."""
         complete = load_manifest(self.folder)
-        if not self._same_reading(complete) or complete.retrieval_heads == self.draft.retrieval_heads:
+        same = complete.retrieval_heads == self.draft.retrieval_heads
+        if same or not self._same_reading(complete) or complete.reading.baselines:  # what only reading tells is lost
             (self.folder / PROGRESS).unlink(missing_ok=True)
             raise ActqkvError(f"document {self.draft.id} is in the library already", "remove it to ingest it again")
         self._save_progress(complete.segments)

@@ -279,10 +279,16 @@ def test_another_draft_starts_over(sample: store_sample.Sample, tmp_path: Path) 
     assert load_unfinished(folder).reading.window == 16
 
 
-def test_a_complete_document_of_another_draft_is_left_as_it_is(sample: store_sample.Sample, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"window": 16}, {}])
+def test_a_complete_document_that_would_be_read_again_is_left_as_it_is(
+    sample: store_sample.Sample, tmp_path: Path, change: dict[str, int]
+) -> None:
+    """It was read in another way, or has baselines."""
+    reading = sample.draft.reading.model_copy(update={"baselines": not change})
+    sample.draft = sample.draft.model_copy(update={"reading": reading})
     sample.finish(tmp_path)
     before = store_sample.contents(sample.folder(tmp_path))
-    reading = sample.draft.reading.model_copy(update={"window": 16})
+    reading = reading.model_copy(update=change)
     other = sample.draft.model_copy(update={"reading": reading, "retrieval_heads": [], "density": []})
     with pytest.raises(ActqkvError, match="already"):
         DocumentWriter.open(sample.folder(tmp_path), other)

@@ -13,8 +13,10 @@ from actqkv_cli.retrieval.policy import Selection, strength
 from actqkv_cli.retrieval.whole import best_spans
 
 BLOCKS = heads.BLOCKS  # at most
-STRONG = 9.0  # a ranking's strength from which on the answer stands in its best span
-SPAN, _SPAN_ROOM = 5, 6  # blocks: about a paragraph, and the rest of its sentences
+# The strength of a ranking from which on the answer stands in its best span: 1.5B model, 16K tokens. Short documents do
+# not reach it, for their mean has more of the best in it.
+_STRONG = 9.0
+_SPAN, _SPAN_ROOM = 5, 6  # blocks: about a paragraph, and the rest of its sentences
 
 
 class Policy(heads.Policy):
@@ -25,9 +27,9 @@ class Policy(heads.Policy):
 
     def selection(self, score: Tensor) -> Selection:
         task = self._task
-        if strength(score) < STRONG or task.blocks >= len(task.candidates):
+        if strength(score) < _STRONG or task.blocks >= len(task.candidates):
             return super().selection(score)
-        return best_spans(task, score, min(task.blocks, _SPAN_ROOM), SPAN)
+        return best_spans(task, score, min(task.blocks, _SPAN_ROOM), _SPAN)
 
 
 def fused(*scores: Tensor) -> Tensor:
