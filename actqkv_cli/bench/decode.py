@@ -19,9 +19,9 @@ from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import session_over
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.load import DTYPES
 from actqkv_cli.model.prompt import EncodedQuestion
-from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
 from actqkv_cli.retrieval.policies import usual_budget
 from actqkv_cli.retrieval.policy import head_rows
@@ -102,13 +102,11 @@ def measure(
     }
 
 
-def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> CausalLM:
+    from transformers import AutoConfig
 
-    known = {key: value for key, value in config.items() if key != "model_type"}
-    with quiet_transformers(), device:
-        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known), dtype=dtype)
-    return made.eval().requires_grad_(False)
+    with device:
+        return CausalLM(AutoConfig.for_model(**config), dtype).requires_grad_(False)
 
 
 def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device) -> OpenDocument:
@@ -126,7 +124,7 @@ def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device
 
 
 def _time_rounds(
-    model: Any, document: OpenDocument, policy: str, budget: int | None, rounds: int, tokens: int
+    model: CausalLM, document: OpenDocument, policy: str, budget: int | None, rounds: int, tokens: int
 ) -> list[float]:
     """Seconds per token, of each round."""
     budget = budget or usual_budget(policy, READING, document.reader.manifest.geometry.block_size)

@@ -15,6 +15,7 @@ from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.shape import Shape
+from actqkv_cli.model.stock import stock_model
 from actqkv_cli.store.library import scratch
 from actqkv_cli.store.manifest import Reading, synthetic_draft
 from actqkv_cli.store.writer import DocumentWriter
@@ -29,14 +30,15 @@ def measure(
     their attention.
     """
     reading = READING.model_copy(update={"budget": budget, "window": window})
-    _time_stock(loaded, ids[: reading.window * 2], reading.window)  # warm up
+    stock_decoder = stock_model(loaded.model).model
+    _time_stock(stock_decoder, ids[: reading.window * 2], reading.window)  # warm up
     pairs, whole = [], []
     for _ in range(rounds):
-        stock = len(ids) / _time_stock(loaded, ids, reading.window)
+        stock = len(ids) / _time_stock(stock_decoder, ids, reading.window)
         ours = len(ids) / _time_prefill(loaded, ids, reading, home)
         pairs.append((ours, stock))
         if full:
-            whole.append(round(len(ids) / _time_stock(loaded, ids, len(ids)), 1))
+            whole.append(round(len(ids) / _time_stock(stock_decoder, ids, len(ids)), 1))
     ratios = sorted(ours / stock for ours, stock in pairs)
     return {
         "tokens": len(ids),
@@ -55,14 +57,14 @@ def measure(
     }
 
 
-def _time_stock(loaded: LoadedModel, ids: Tensor, window: int) -> float:
+def _time_stock(decoder: Any, ids: Tensor, window: int) -> float:
     """Seconds of the unmodified decoder over windows of so many tokens, each on its own, no logits."""
-    ids = ids.to(loaded.device, torch.int64)
+    ids = ids.to(decoder.device, torch.int64)
     began = time.perf_counter()
     with torch.inference_mode():
         for start in range(0, len(ids), window):
-            loaded.model.model(input_ids=ids[None, start : start + window], use_cache=True)
-    synchronize(loaded.device)
+            decoder(input_ids=ids[None, start : start + window], use_cache=True)
+    synchronize(decoder.device)
     return time.perf_counter() - began
 
 

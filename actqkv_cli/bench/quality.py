@@ -73,7 +73,7 @@ def measure_answers(
             [(_encoded(loaded, example), policy, budget or None) for _, example, (policy, budget) in together],
             sampling.max_tokens,
         )
-        decoded = decode_all(runs, session.step, loaded.model, loaded.tokenizer, sampling)
+        decoded = decode_all(runs, session.step, loaded.tokenizer, loaded.stop_tokens, sampling)
         for (doc_index, example, setting), run, answer in zip(together, runs, decoded, strict=True):
             coverage = run.coverage
             trusted = trust(answer, run.ranking, coverage)

@@ -25,6 +25,7 @@ from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.ingest import ingest, model_identity
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.load import LoadedModel
+from actqkv_cli.model.stock import stock_model
 from actqkv_cli.progress import Progress
 from actqkv_cli.store.library import find, list_entries, remove
 from actqkv_cli.store.locks import reading
@@ -67,6 +68,7 @@ def measure_all(
         groups.setdefault((example.document, example.context), []).append(example)
     max_budget = max(budget for _, budget in plan) or None
     policies = [setting for setting in plan if setting[0] not in yardsticks.YARDSTICKS]
+    stock = stock_model(loaded.model) if len(policies) < len(plan) else None
     num_done = 0
     for keys in [list(groups)] if together else [[key] for key in groups]:
         asked = [(doc_index, example) for doc_index, key in enumerate(keys) for example in groups[key]]
@@ -101,8 +103,8 @@ def measure_all(
                         for doc_index, example in batch
                     ]
                 for example, given in texts:
-                    for setting, text in given.items():  # out of the session the model is stock
-                        answer = yardsticks.stock_answer(loaded, text, example)
+                    for setting, text in given.items():
+                        answer = yardsticks.stock_answer(stock, loaded, text, example)
                         values = judge(example, answer, not declines(answer))
                         found.append(make_row(example, side_by_side, setting, values, answer))
                 results.append(folder, found)

@@ -68,15 +68,19 @@ def stock(job: Spec) -> dict[str, Any]:
     does, and once more where `again`."""
     loaded, seconds = _load(job)
     from actqkv_cli.model.prompt import encode_question
+    from actqkv_cli.model.stock import stock_model
 
     question = encode_question(loaded.tokenizer, job.question).ids
     import torch
 
+    began = time.perf_counter()
+    model = stock_model(loaded.model)
+    seconds["load"] += time.perf_counter() - began
     ids = torch.cat([_document_ids(job).long(), question])
     runs = []
     for number in range(2 if job.again else 1):
         began = time.perf_counter()
-        clock = _generate(loaded, ids, job.max_tokens, tell=number == 0)
+        clock = _generate(model, ids, job.max_tokens, tell=number == 0)
         first, end = clock.moments[1], clock.moments[-1]
         start = began if number else _BEGAN
         timings = {"first_token": first - start, "prefill": first - began, "total": end - start}
@@ -98,9 +102,11 @@ def decode(job: Spec) -> dict[str, Any]:
     from actqkv_cli.bench.decode import time_steps
     from actqkv_cli.engine.session import open_session
     from actqkv_cli.model.prompt import encode_question
+    from actqkv_cli.model.stock import stock_model
     from actqkv_cli.store.reader import DocumentReader
 
     loaded, _ = _load(job)
+    model = stock_model(loaded.model)
     context = _document_ids(job)[: job.budget].long()
     question = encode_question(loaded.tokenizer, job.question)
 
@@ -114,8 +120,8 @@ def decode(job: Spec) -> dict[str, Any]:
             return 1 / time_steps(run, tokens)
 
     ours(2)  # warm up
-    _generate(loaded, context, 2)
-    pairs = [(ours(job.max_tokens), _generate(loaded, context, job.max_tokens + 1).rate) for _ in range(job.rounds)]
+    _generate(model, context, 2)
+    pairs = [(ours(job.max_tokens), _generate(model, context, job.max_tokens + 1).rate) for _ in range(job.rounds)]
     ratios = sorted(mine / theirs for mine, theirs in pairs if theirs)
     return {
         "policy": job.policy,
@@ -158,7 +164,7 @@ def read(job: Spec) -> dict[str, Any]:
 
 def _load(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
     import torch  # noqa: F401
-    from transformers import AutoModelForCausalLM  # noqa: F401
+    from transformers import AutoConfig, PreTrainedTokenizerFast  # noqa: F401
 
     from actqkv_cli.model.files import ModelFiles
     from actqkv_cli.model.load import load_model
@@ -176,13 +182,13 @@ def _document_ids(job: Spec) -> "Tensor":
         return reader.tokens()["ids"]
 
 
-def _generate(loaded: "LoadedModel", ids: "Tensor", tokens: int, tell: bool = False) -> _Clock:
+def _generate(model: Any, ids: "Tensor", tokens: int, tell: bool = False) -> _Clock:
     import torch
 
     clock = _Clock(tell)
-    ids = ids[None].to(loaded.device)
+    ids = ids[None].to(model.device)
     with torch.inference_mode():
-        loaded.model.generate(
+        model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,

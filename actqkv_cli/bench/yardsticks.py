@@ -12,7 +12,6 @@ import torch
 
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Setting
-from actqkv_cli.engine.answer import stop_tokens
 from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Session
 from actqkv_cli.model.load import LoadedModel
@@ -50,17 +49,18 @@ def _text_of(context: Context, doc_index: int, blocks: set[int]) -> str:
     return "".join("\n\n" * (block in begins) + block_text[block] for block in ours).strip()
 
 
-def stock_answer(loaded: LoadedModel, text: str, example: Example) -> str:
-    """What transformers alone generates, greedily, behind a text and the question."""
+def stock_answer(stock: Any, loaded: LoadedModel, text: str, example: Example) -> str:
+    """What transformers alone generates, greedily, behind a text and the question. stock: the model, as
+    `model.stock` makes it."""
     document = encode_document(loaded.tokenizer, [(1, 0, text)]).ids.long()
     question = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix).ids
-    ids = torch.cat([document, question])[None].to(loaded.model.device)
-    stop = sorted(stop_tokens(loaded.model, loaded.tokenizer))
+    ids = torch.cat([document, question])[None].to(loaded.device)
+    stop = sorted(loaded.stop_tokens)
     with torch.inference_mode():
-        out = loaded.model.generate(
+        out = stock.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=type(loaded.model.generation_config)(
+            generation_config=type(stock.generation_config)(
                 max_new_tokens=example.max_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
             ),
         )

@@ -88,7 +88,7 @@ def _answer(
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
             clock.since_start("first_token")
             write = without_trailing_space(_writer(options.output))
-            answer = decode(started, loaded.model, loaded.tokenizer, sampling, write, check)
+            answer = decode(started, loaded.tokenizer, loaded.stop_tokens, sampling, write, check)
         if options.output == "text":
             write_out("\n")
         result = record(started, answer, opened, settings.policy, budget, settings.seed)
@@ -123,7 +123,7 @@ def _answer_file(path: Path, options: Options, settings: Settings, runtime: "Run
                 batch = questions[start : start + _BATCH]
                 encoded = [encode_question(loaded.tokenizer, line["question"]) for line in batch]
                 runs = session.start_all([(q, settings.policy, None) for q in encoded], max_tokens=settings.max_tokens)
-                answers = decode_all(runs, step, loaded.model, loaded.tokenizer, sampling)
+                answers = decode_all(runs, step, loaded.tokenizer, loaded.stop_tokens, sampling)
                 for line, one, answer in zip(batch, runs, answers, strict=True):
                     result = record(one, answer, opened, settings.policy, budget, settings.seed)
                     fields = {**line, **result, **(_blocks(one) if options.explain else {})}

@@ -83,22 +83,22 @@ def _answer(chat: _Chat, question: str, check: Check) -> None:
     from actqkv_cli.engine.session import session_over
     from actqkv_cli.model.prompt import encode_question
 
-    settings, model, tokenizer = chat.settings, chat.loaded.model, chat.loaded.tokenizer
+    settings, loaded = chat.settings, chat.loaded
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
     budget = budget_of(settings, chat.opened, chat.conversation.context.turn_blocks)
-    encoded = encode_question(tokenizer, question, before=chat.last_turn)
+    encoded = encode_question(loaded.tokenizer, question, before=chat.last_turn)
     answer: list[str] = []
 
     def write(piece: str) -> None:
         answer.append(piece)
         write_out(piece)
 
-    with session_over(model, chat.conversation.context, budget) as session:
+    with session_over(loaded.model, chat.conversation.context, budget) as session:
         check()
         run = session.start(encoded, settings.policy, max_tokens=settings.max_tokens)
         # What is interrupted was said all the same.
         with contextlib.suppress(KeyboardInterrupt):
-            decode(run, model, tokenizer, sampling, without_trailing_space(write), check)
+            decode(run, loaded.tokenizer, loaded.stop_tokens, sampling, without_trailing_space(write), check)
         chat.conversation.add(run)
     write_out("\n")
     chat.last_turn = question, "".join(answer)

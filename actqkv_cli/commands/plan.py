@@ -20,9 +20,7 @@ from actqkv_cli.documents import Document, read_document
 from actqkv_cli.engine.planted import FACTS
 from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.model.catalogue import KnownModel, find
-from actqkv_cli.model.files import ModelFiles, read_json
-from actqkv_cli.model.quiet import quiet_transformers
-from actqkv_cli.model.supported import refuse_unfit
+from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
 from actqkv_cli.output import note, print_json
 from actqkv_cli.store.library import list_entries, scratch
@@ -213,12 +211,12 @@ def _config(files: ModelFiles | None, synthetic: dict[str, Any] | None) -> Any:
     """The model's config, with transformers' own defaults. Raises UsageError for one that we do not read."""
     from transformers import AutoConfig
 
+    from actqkv_cli.model.load import load_config
+
     if synthetic is not None:
         return AutoConfig.for_model(**synthetic)
     assert files is not None
-    refuse_unfit(read_json(files.folder / "config.json"))
-    with quiet_transformers():
-        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    return load_config(files)
 
 
 def _window_seconds(
@@ -255,16 +253,16 @@ def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device
     import copy
 
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from actqkv_cli.model.causal_lm import CausalLM
 
     config = copy.deepcopy(config)
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == shape.layers:  # a kind for every layer
             setattr(config, name, value[:layers])
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 256, None
-    with quiet_transformers(), torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval().requires_grad_(False)
+    with torch.device(device):
+        return CausalLM(config, dtype).requires_grad_(False)
 
 
 @contextlib.contextmanager

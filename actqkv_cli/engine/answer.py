@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,13 +48,15 @@ Advance = Callable[[list[Run], list[int]], object]
 
 def decode(
     run: Run,
-    model: Any,
     tokenizer: Any,
+    stop: Collection[int],
     sampling: Sampling,
     on_text: Callable[[str], None] = lambda piece: None,
     check: Callable[[], None] = lambda: None,
 ) -> Answer:
     """Decode from a run's logits until the model ends its turn or goes round in a loop, or for `max_tokens`.
+
+    stop: the tokens that end a turn.
 
     Text is passed on as it comes, so what was passed on of a loop stays: it only goes no further.
 
@@ -65,19 +67,18 @@ def decode(
         check()
         run.step(tokens[0])
 
-    return decode_all([run], step, model, tokenizer, sampling, lambda row, piece: on_text(piece))[0]
+    return decode_all([run], step, tokenizer, stop, sampling, lambda row, piece: on_text(piece))[0]
 
 
 def decode_all(
     runs: Sequence[Run],
     step: Advance,
-    model: Any,
     tokenizer: Any,
+    stop: Collection[int],
     sampling: Sampling,
     on_text: Callable[[int, str], None] = lambda row, piece: None,
 ) -> list[Answer]:
     """The same for several runs, whose tokens go through the model together; one that ends leaves the others to it."""
-    stop = stop_tokens(model, tokenizer)
     writers = [_Writer(tokenizer, sampling) for _ in runs]
     going = list(range(len(runs)))
     while going:
@@ -111,7 +112,7 @@ class _Writer:
         text = "".join(self.pieces).rstrip()
         return Answer(text, len(self.tokens), self.finish, math.exp(mean), math.exp(lowest))
 
-    def draw(self, logits: Tensor, stop: set[int]) -> int | None:
+    def draw(self, logits: Tensor, stop: Collection[int]) -> int | None:
         """The next token, or None where the model ends its turn."""
         token = _draw(logits, self._sampling, self._generator)
         self._log_p.append(float(logits[token] - logits.logsumexp(dim=-1)))
@@ -156,10 +157,3 @@ def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int
     ordered = ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0)
     ordered[0] = p[tokens[0]]
     return int(tokens[torch.multinomial(ordered, 1, generator=generator)])
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens with which the model ends its turn."""
-    ends = model.generation_config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [ends])
-    return {token for token in stop | {tokenizer.eos_token_id} if token is not None}

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.heads import Calibration
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.retrieval.policies.heads import question_mass
@@ -65,7 +65,7 @@ class _Observer(QueryDriven):
 
 
 def calibrate(
-    model: PreTrainedModel,
+    model: CausalLM,
     tokenizer: Any,
     geometry: Geometry,
     cache: Path,

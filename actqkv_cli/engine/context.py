@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.errors import StoreDamaged, UsageError
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.retrieval.policies import of_several_documents
 from actqkv_cli.retrieval.policy import Resident, head_rows
 from actqkv_cli.retrieval.sources import MAX_PASSAGES, Passage, passages_of
@@ -119,7 +119,7 @@ def _by_part(parts: Sequence[Part], first_blocks: Sequence[int], ids: Tensor) ->
     return found or [(parts[0], ids)]
 
 
-def context_of(documents: Sequence[OpenDocument], model: PreTrainedModel, turns: Part | None = None) -> Context:
+def context_of(documents: Sequence[OpenDocument], model: CausalLM, turns: Part | None = None) -> Context:
     """Documents side by side, and behind them turns.
 
     Raises UsageError for documents that were read in different ways, StoreDamaged for one that does not fit its model.
@@ -180,7 +180,7 @@ def _resident(
     parts: Sequence[Part],
     first_blocks: Sequence[int],
     tokens: int,
-    model: PreTrainedModel,
+    model: CausalLM,
 ) -> Resident:
     manifest = documents[0].reader.manifest
     size, geometry, query_heads = manifest.geometry.block_size, manifest.geometry, model.config.num_attention_heads

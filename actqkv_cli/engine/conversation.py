@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 from actqkv_cli.engine.context import Context, context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.run import Run
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.manifest import Manifest
 from actqkv_kernels import mean_representatives
@@ -55,7 +55,7 @@ class _Turns:
 class Conversation:
     """`context` is what the next question is put to. Raises what `context_of` raises."""
 
-    def __init__(self, documents: Sequence[OpenDocument], model: PreTrainedModel) -> None:
+    def __init__(self, documents: Sequence[OpenDocument], model: CausalLM) -> None:
         self._model = model
         self._documents = tuple(documents)
         self._states: list[Tensor] = []

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from actqkv_cli.engine.context import Context, context_of
 from actqkv_cli.engine.document import OpenDocument
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.store.manifest import MANIFEST
 from actqkv_cli.store.reader import DocumentReader
 
@@ -32,7 +31,7 @@ class DocumentCache:
     what was used last stays until something else is asked for.
     """
 
-    def __init__(self, model: PreTrainedModel, limit: int) -> None:
+    def __init__(self, model: CausalLM, limit: int) -> None:
         self._model, self._limit = model, limit
         self._cached: OrderedDict[Path, _Cached] = OrderedDict()
         self._context: Context | None = None  # the last of several documents

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 from actqkv_cli.engine.blocks import BlockPool, Pin
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.errors import UsageError
-from actqkv_cli.model.attention import AttentionCall, Rotary
+from actqkv_cli.model.causal_lm import AttentionCall
+from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy, Selection
 from actqkv_kernels import PageList, Workspace, paged_attention, write_pages
 from actqkv_kernels.backend import VARIABLE, Backend, BackendUnavailable, runs_triton
@@ -106,7 +107,6 @@ class Layer:
             self._sink = torch.arange(layout.sink_blocks(position))
             self._chosen: Selection | None = None
             self._played: Tensor | None = None  # what a recorded step chose
-            self._far_list = _list(self._sink[:0], torch.empty(0, layout.block_size), self.pool.device)
             self.far_tokens = 0
         self._ensure_capacity(capacity)
 
@@ -116,6 +116,9 @@ class Layer:
         for part in (*self._far, self._local, self._fed):
             part.release()
         self._far = []
+        # The keys that were gathered for the lists go with them, and not when a collector finds the run.
+        nothing = torch.empty(0, self._layout.block_size)
+        self._far_list = self._near = _list(nothing[:, 0], nothing, self.pool.device)
         self._pin_played(None)
 
     @property

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from actqkv_cli.engine.blocks import BlockPool, GrowingBlocks
 from actqkv_cli.engine.layer import Layer, Select
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import AttentionCall, actqkv_attention, attention_cache, feed
+from actqkv_cli.model.causal_lm import AttentionCall, CausalLM
+from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
 from actqkv_cli.store.manifest import Geometry, Reading
 from actqkv_cli.store.writer import DocumentWriter
@@ -68,7 +68,7 @@ class _ReadingLayer:
 
 
 def prefill(
-    model: PreTrainedModel,
+    model: CausalLM,
     ids: Tensor,
     writer: DocumentWriter,
     geometry: Geometry,
@@ -89,8 +89,8 @@ def prefill(
     progress(position)
     select = _selection(reading, layout, blocks, lambda: position)
     pool = BlockPool(blocks.blocks, geometry.layers, blocks.total_blocks, model.device)
-    with closing(blocks), actqkv_attention(model) as rotary, torch.inference_mode():
-        workspace = Workspace()
+    with closing(blocks), torch.inference_mode():
+        rotary, workspace = Rotary(model), Workspace()
         layers = [
             _ReadingLayer(
                 number, Layer(number, pool, select, rotary, layout, reading.positions, workspace), blocks, reading
@@ -98,14 +98,12 @@ def prefill(
             for number in range(geometry.layers)
         ]
         pool.reserve(_kept(reading, layout, blocks))  # blocks that come back stay a while
-        cache = attention_cache(layers)
         ids = ids.to(model.device, torch.int64)
         while position < len(ids):
             window = ids[position : position + reading.window]
             for layer in layers:
                 layer.begin(position, len(window))
-            # The decoder without its head: no position of a document needs logits.
-            feed(model.model, window[None], cache)
+            model.hidden_states(window[None], [layers])  # no position of a document needs logits
             position += len(window)
             blocks.advance(position)
             progress(position)

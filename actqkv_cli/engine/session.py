@@ -8,15 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 from actqkv_cli.engine.context import Context, context_of
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.layer import Layer, Positions
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.run import Run
-from actqkv_cli.model.attention import Rotary, actqkv_attention, attention_cache, feed, first_layers
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.retrieval.policies import make_policy
 from actqkv_cli.retrieval.policy import RetrievalPolicy, Task
 from actqkv_cli.store.reader import DocumentReader
@@ -24,34 +24,33 @@ from actqkv_kernels import Workspace
 
 
 @contextmanager
-def open_session(model: PreTrainedModel, reader: DocumentReader, budget: int | None = None) -> Iterator["Session"]:
+def open_session(model: CausalLM, reader: DocumentReader, budget: int | None = None) -> Iterator["Session"]:
     """A session over one document, as `session_over`."""
     with session_over(model, context_of([OpenDocument(reader, model.device)], model), budget) as session:
         yield session
 
 
 @contextmanager
-def session_over(model: PreTrainedModel, context: Context, budget: int | None = None) -> Iterator["Session"]:
-    """Put our attention on the model.
+def session_over(model: CausalLM, context: Context, budget: int | None = None) -> Iterator["Session"]:
+    """A session that lets go of what its runs hold.
 
     budget: tokens per layer beside the question, unless a question has its own; None: as the document was read with.
 
     A question sees sink, retrieved blocks and the newest turns of a conversation. The end of a document is no context
     of a question, as it is of the text that follows it: a small model would answer from it.
     """
-    with actqkv_attention(model) as rotary:
-        session = Session(model, rotary, context, budget)
-        try:
-            yield session
-        finally:
-            for run in session.runs:
-                run.close()
+    session = Session(model, context, budget)
+    try:
+        yield session
+    finally:
+        for run in session.runs:
+            run.close()
 
 
 class Session:
     """A model and what it is asked about, ready for any number of questions. Made by `session_over`."""
 
-    def __init__(self, model: PreTrainedModel, rotary: Rotary, context: Context, budget: int | None) -> None:
+    def __init__(self, model: CausalLM, context: Context, budget: int | None) -> None:
         manifest = context.documents[0].reader.manifest
         geometry, reading = manifest.geometry, manifest.reading
         self.model = model
@@ -65,7 +64,7 @@ class Session:
         self.resident = context.resident
         self._reading = reading
         self._workspace = Workspace()
-        self._rotary = rotary
+        self._rotary = Rotary(model)
         self.runs: list[Run] = []  # that are open
 
     def task(self, question: EncodedQuestion, budget: int | None = None) -> Task:
@@ -102,9 +101,8 @@ class Session:
             scouts = [run for run in runs if run.policy.scout_layers == depth]
             # Nothing looks at what follows a question's own tokens.
             rows, lengths = self._rows([run.question.ids[: run.question.own.stop or None] for run in scouts])
-            cache = attention_cache(*(run.begin("scout") for run in scouts), lengths=lengths)
-            with first_layers(self.model, depth), torch.inference_mode():
-                feed(self.model.model, rows, cache)
+            with torch.inference_mode():
+                self.model.hidden_states(rows, [run.begin("scout") for run in scouts], lengths, depth)
             for run in scouts:
                 run.scout_seconds = time.perf_counter() - began
         for run in runs:
@@ -153,10 +151,8 @@ class Session:
 
         lengths: how many tokens of each row, from its end, are no padding.
         """
-        cache = attention_cache(*rows, lengths=lengths)
         with torch.inference_mode():
-            out = feed(self.model, ids, cache, logits_to_keep=keep)
-        return out.logits.float()
+            return self.model(ids, rows, lengths, keep).float()
 
     def step(self, runs: Sequence[Run], tokens: Sequence[int]) -> None:
         """Feed every run its next token; each then has the logits of the one after it."""

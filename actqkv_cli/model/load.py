@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from actqkv_cli.errors import OutOfMemory, UsageError, first_line, out_of_memory
-from actqkv_cli.model.files import ModelFiles, read_json
+from actqkv_cli.model.causal_lm import CausalLM
+from actqkv_cli.model.files import ModelFiles, read_json, weight_files
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.supported import refuse_unfit
 
@@ -16,10 +19,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run: in evaluation mode, on `device`, with weights of type `dtype`."""
+    """A model ready to run, on `device`, with weights of type `dtype`. stop_tokens: with which it ends its turn."""
 
-    model: Any  # transformers.PreTrainedModel
+    model: CausalLM
     tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    stop_tokens: frozenset[int]
     files: ModelFiles
     dtype: str
     device: torch.device
@@ -30,15 +34,26 @@ def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") 
 
     Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit.
     """
-    refuse_unfit(read_json(files.folder / "config.json"))
+    config = load_config(files)
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     if chosen_device.type == "cuda":
         torch.cuda.set_device(chosen_device)  # kernels and streams are of the current one
     with quiet_transformers():
-        model = _load_weights(files, DTYPES[chosen_dtype], chosen_device)
+        model = _load_weights(files, config, DTYPES[chosen_dtype], chosen_device)
         tokenizer = load_tokenizer(files)
-    return LoadedModel(model=model, tokenizer=tokenizer, files=files, dtype=chosen_dtype, device=chosen_device)
+    stop = _stop_tokens(files.folder, config, tokenizer)
+    return LoadedModel(model, tokenizer, stop, files, chosen_dtype, chosen_device)
+
+
+def load_config(files: ModelFiles) -> Any:
+    """The model's config, with transformers' defaults for what it does not say. Raises UsageError for a model that our
+    attention cannot run."""
+    refuse_unfit(read_json(files.folder / "config.json"))
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
 
 def choose_device(device: str) -> torch.device:
@@ -79,20 +94,15 @@ def _cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 
-def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _load_weights(files: ModelFiles, config: Any, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    with torch.device("meta"):
+        model = CausalLM(config)
+    weights: dict[str, torch.Tensor] = {}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            files.folder,
-            dtype=dtype,
-            device_map=None if device.type == "cpu" else {"": device},
-            attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        for path in weight_files(files.folder):
+            with safe_open(path, framework="pt") as file:
+                weights |= {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
+        odd = model.load_state_dict(weights, strict=False, assign=True)
     except Exception as error:  # a damaged or unfit file shows as almost any error
         if out_of_memory(error):
             raise OutOfMemory(
@@ -100,11 +110,20 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
                 "choose a smaller model with --model, --dtype bfloat16, or --device cpu",
             ) from error
         raise UsageError(f"the model {files.name} cannot be loaded: {first_line(error)}") from error
-    # transformers fills what is absent with random numbers, and leaves out what it does not know.
-    odd = [*report["missing_keys"], *report["unexpected_keys"]]
-    if odd:
-        raise UsageError(f"the weights of {files.name} do not fit its config: {sorted(odd)[0]} is missing or unknown")
+    model.tie_weights()
+    wanting = {name for name, weight in model.named_parameters() if weight.is_meta}
+    unknown = {name for name in odd.unexpected_keys if not name.endswith("rotary_emb.inv_freq")}  # of old files
+    if wanting or unknown:
+        name = min(wanting | unknown)
+        raise UsageError(f"the weights of {files.name} do not fit its config: {name} is missing or unknown")
     return model.eval().requires_grad_(False)
+
+
+def _stop_tokens(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    told = folder / "generation_config.json"
+    ends = (read_json(told) if told.is_file() else {}).get("eos_token_id", config.eos_token_id)
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    return frozenset(token for token in ends if token is not None)
 
 
 def load_tokenizer(files: ModelFiles) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
 from actqkv_cli.model.atomic import make_once
 from actqkv_cli.model.files import WEIGHTS_INDEX, write_json
-from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.shape import Shape
 from actqkv_cli.progress import Progress, silent
 
@@ -125,7 +124,9 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from actqkv_cli.model.causal_lm import CausalLM
 
     target.mkdir()
     for file in _TOKENIZER:
@@ -135,8 +136,8 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     texts = words.decode_batch([[number] for number in range(words.get_vocab_size())])
     seen = [bool(text.strip()) and text.isprintable() and "\ufffd" not in text for text in texts]
     unseen = ~torch.tensor(seen + [False] * (config["vocab_size"] - len(seen)))
-    with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    with torch.device("meta"):
+        model = CausalLM(AutoConfig.for_model(**config))
     parameters = dict(model.named_parameters())  # a tied head once
     total = sum(2 * parameter.numel() for parameter in parameters.values())
     generator = torch.Generator().manual_seed(0)

@@ -177,7 +177,7 @@ def _decode(job: Job, run: "Run", loaded: "LoadedModel", sampling: "Sampling") -
 
     write = stop_at(job.request.stop, without_trailing_space(send))
     try:
-        answer = decode(run, loaded.model, loaded.tokenizer, sampling, write, check)
+        answer = decode(run, loaded.tokenizer, loaded.stop_tokens, sampling, write, check)
     except StopFound:
         return Answer(sent, tokens, "stop")
     if rest := answer.text[len(sent) :]:

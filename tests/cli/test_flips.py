@@ -25,7 +25,7 @@ def ask(folder: Path, loaded: Any, policy: str) -> object:
     """Answer, sources and all else that `actqkv ask` would print of a document."""
     with DocumentReader(folder) as reader, open_session(loaded.model, reader, 1024) as session:
         run = session.start(encode_question(loaded.tokenizer, "Who built the lighthouse?"), policy, 4)
-        answer = decode(run, loaded.model, loaded.tokenizer, Sampling(1.0, 0.9, 3, 4))
+        answer = decode(run, loaded.tokenizer, loaded.stop_tokens, Sampling(1.0, 0.9, 3, 4))
         tokens, manifest = reader.tokens(), reader.manifest
         place = (reader.text(), tokens["char_start"], tokens["page"], manifest.document_start)
         sources = passages(run.ranking, run.attended, *place, manifest.geometry.block_size)

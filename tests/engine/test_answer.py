@@ -1,6 +1,7 @@
 """Decoding: greedy and drawn, when it ends, and that text comes out whole."""
 
 import random
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,13 +55,9 @@ def tokenizer() -> Any:
     return tiny.tokenizer(["no merges"], special=["<|im_start|>", STOP], size=1)
 
 
-def model(ends: int | list[int] | None = None) -> Any:
-    return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=ends))
-
-
-def heard(run: Any, tokenizer: Any, sampling: Sampling, ends: Any = None) -> tuple[Answer, list[str]]:
+def heard(run: Any, tokenizer: Any, sampling: Sampling, ends: Collection[int] = ()) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
-    return decode(run, model(ends), tokenizer, sampling, pieces.append), pieces
+    return decode(run, tokenizer, {tokenizer.eos_token_id, *ends}, sampling, pieces.append), pieces
 
 
 def scripted(tokenizer: Any, text: str) -> Scripted:
@@ -95,9 +92,9 @@ def test_bytes_that_are_no_text_do_no_harm(tokenizer: Any, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "stops"), [(None, 1), (7, 7), ([8, 9], 9), ([8, 9], 1), (7, 1)], ids=str
+    ("ends", "stops"), [((), 1), ((7,), 7), ((8, 9), 9), ((8, 9), 1), ((7,), 1)], ids=str
 )  # 1 is the tokenizer's own end
-def test_any_stop_token_ends_the_answer(tokenizer: Any, ends: Any, stops: int) -> None:
+def test_any_stop_token_ends_the_answer(tokenizer: Any, ends: tuple[int, ...], stops: int) -> None:
     script = [*tokenizer("yes")["input_ids"], stops, *tokenizer("no")["input_ids"]]
     answer, _ = heard(Scripted(script, 1), tokenizer, Sampling(), ends)
     assert answer == Answer("yes", 3, "stop")
@@ -182,7 +179,9 @@ def test_one_that_loops_leaves_the_others_to_it(tokenizer: Any) -> None:
 
     heard: list[list[str]] = [[], []]
     sampling = Sampling(max_tokens=200)
-    answers = decode_all([loop, long], step, model(), tokenizer, sampling, lambda row, text: heard[row].append(text))  # type: ignore[list-item]
+    runs: Any = [loop, long]
+    stop = {tokenizer.eos_token_id}
+    answers = decode_all(runs, step, tokenizer, stop, sampling, lambda row, text: heard[row].append(text))
     assert [answer.finish for answer in answers] == ["repetition", "stop"]
     assert answers[0].text == "".join(heard[0]) == "20." + "01" * 10
     assert answers[1].text == TEXT * 3
@@ -190,7 +189,7 @@ def test_one_that_loops_leaves_the_others_to_it(tokenizer: Any) -> None:
 
 def drawn(tokenizer: Any, **sampling: Any) -> list[int]:
     run = Loose()
-    heard(run, tokenizer, Sampling(max_tokens=30, **sampling), ends=None)
+    heard(run, tokenizer, Sampling(max_tokens=30, **sampling))
     return run.fed
 
 

@@ -15,6 +15,7 @@ from actqkv_cli.engine.conversation import Conversation
 from actqkv_cli.engine.document import OpenDocument
 from actqkv_cli.engine.session import Session, session_over
 from actqkv_cli.errors import UsageError
+from actqkv_cli.model.stock import stock_model
 from actqkv_cli.store.reader import DocumentReader
 
 LENGTHS = [(141, 96), (96, 141), (141, 3), (7, 150), (64, 33, 90)]
@@ -53,7 +54,7 @@ def stock_side_by_side(texts: list[Tensor], question: Tensor) -> Tensor:
         looks[begin : sum(map(len, texts)), :begin] = False
     mask = torch.zeros(1, 1, *looks.shape).masked_fill(~looks, torch.finfo(torch.float32).min)
     with torch.inference_mode():
-        return tiny.model()(ids[None], attention_mask=mask, use_cache=False).logits[0, -1].float()
+        return stock_model(tiny.model())(ids[None], attention_mask=mask, use_cache=False).logits[0, -1].float()
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

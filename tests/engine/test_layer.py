@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import gc
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ from actqkv_cli.engine.layout import Layout
 from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import Session, session_over
 from actqkv_cli.errors import StoreDamaged
-from actqkv_cli.model.attention import AttentionCall, Rotary
+from actqkv_cli.model.causal_lm import AttentionCall
+from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.retrieval.policy import PerToken, Selection
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_kernels import Workspace, paged_attention
@@ -445,6 +448,20 @@ def test_asked_again_in_pages_that_are_warm(shelf: Path, poisoned: None) -> None
             counts.append(page_counts(session.context.pool))
     assert counts == counts[:1] * 3
     assert not torch.equal(cold["actqkv", 10].logits, cold["actqkv", 20].logits)
+
+
+def test_what_was_gathered_for_an_answer_goes_when_it_is_closed(shelf: Path) -> None:
+    """Not when a collector comes by: after a few questions of `full` that was all memory."""
+    with over(stored(shelf)) as session:
+        run = session.start(tiny.question(tiny.tokens(9)), "full", 4)
+        lists = [weakref.ref(pages) for layer in run.layers for pages in (layer._far_list, layer._near)]
+        assert all(pages() for pages in lists)
+        gc.disable()
+        try:
+            run.close()
+            assert not any(pages() for pages in lists)
+        finally:
+            gc.enable()
 
 
 def test_what_has_ended_gives_its_pages_back(shelf: Path, poisoned: None) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 from actqkv_cli.engine.blocks import BlockPool
 from actqkv_cli.engine.layer import Layer, Positions
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.model.attention import AttentionCall, Rotary
+from actqkv_cli.model.causal_lm import AttentionCall
+from actqkv_cli.model.rotary import Rotary
+from actqkv_cli.model.stock import stock_model
 from actqkv_cli.retrieval.policy import Selection
 from actqkv_kernels import Workspace
 from actqkv_kernels.paged_attention import rotated as turn
@@ -32,7 +34,7 @@ class Document:
 
 def rotated(family: str, x: Tensor, positions: Tensor) -> Tensor:
     """x `(heads, T, d)` turned by the model's own module and function."""
-    decoder = tiny.model(family).model
+    decoder = stock_model(tiny.model(family)).model
     apply = sys.modules[type(decoder.layers[0].self_attn).__module__].apply_rotary_pos_emb
     cos, sin = decoder.rotary_emb(x, positions[None])
     result: Tensor = apply(x[None], x[None], cos, sin)[0][0]

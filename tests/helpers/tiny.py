@@ -12,7 +12,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -25,7 +24,9 @@ from actqkv_cli.engine.ingest import _head_keys
 from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
+from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.prompt import EncodedQuestion
+from actqkv_cli.model.stock import stock_model
 from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, Reading, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
@@ -74,16 +75,16 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 @cache
-def model(family: str = "llama") -> Any:
+def model(family: str = "llama") -> CausalLM:
     """A model with random weights, large enough that attention is far from uniform."""
     torch.manual_seed(1)
-    made = AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation="sdpa")
+    made = CausalLM(CONFIGS[family]())
     for name, weight in made.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, 1.0, 0.1)
         else:
             torch.nn.init.normal_(weight, 0.0, 0.2)
-    return made.eval().requires_grad_(False)
+    return made.requires_grad_(False)
 
 
 def tokens(count: int, seed: int = 0) -> Tensor:
@@ -192,7 +193,7 @@ def stock_logits(of: Any, ids: Tensor, count: int, document: int = 0, seen: Tens
         looks[document:, :document] = torch.isin(torch.arange(document), seen)
         mask = torch.zeros(1, 1, *looks.shape).masked_fill(~looks, torch.finfo(torch.float32).min)
     with torch.inference_mode():
-        return of(ids[None], attention_mask=mask, use_cache=False).logits[0, -count:].float()
+        return stock_model(of)(ids[None], attention_mask=mask, use_cache=False).logits[0, -count:].float()
 
 
 @dataclass(frozen=True)
@@ -207,23 +208,17 @@ class Stock:
 
 def stock(of: Any, ids: Tensor) -> Stock:
     """By transformers alone."""
+    of = stock_model(of)
     caught: dict[tuple[int, str], Tensor] = {}
-    hooks = []
     for number, layer in enumerate(of.model.layers):
         for kind in ("q", "k", "v"):
             projection = getattr(layer.self_attn, f"{kind}_norm", getattr(layer.self_attn, f"{kind}_proj"))
-            hooks.append(
-                projection.register_forward_hook(
-                    lambda module, given, out, place=(number, kind): caught.update({place: out.detach()})
-                )
+            projection.register_forward_hook(
+                lambda module, given, out, place=(number, kind): caught.update({place: out.detach()})
             )
-    implementation = of.config._attn_implementation
     of.set_attn_implementation("eager")
     with torch.inference_mode():
         attention = of(ids[None], use_cache=False, output_attentions=True).attentions
-    of.set_attn_implementation(implementation)
-    for hook in hooks:
-        hook.remove()
     q, k, v = (
         torch.stack(
             [caught[n, kind].reshape(len(ids), -1, of.config.head_dim).transpose(0, 1) for n in range(len(attention))]

@@ -16,6 +16,7 @@ from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.load import choose_device, choose_dtype, load_model, load_tokenizer
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.resolve import resolve
+from actqkv_cli.model.stock import stock_model
 from actqkv_cli.model.supported import SUPPORTED, refuse_unfit
 
 
@@ -48,12 +49,10 @@ def tiny(tmp_path: Path) -> ModelFiles:
 def test_a_model_is_loaded_ready_to_run(tiny: ModelFiles, capfd: pytest.CaptureFixture[str]) -> None:
     loaded = load_model(tiny, dtype="float32", device="cpu")
     assert (loaded.dtype, loaded.device, loaded.files) == ("float32", torch.device("cpu"), tiny)
-    assert not loaded.model.training
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
-    assert loaded.model.config._attn_implementation == "sdpa"
     stock = transformers.AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
     ids = torch.arange(20)[None]
-    assert torch.equal(loaded.model(ids).logits, stock(ids).logits)
+    assert torch.equal(stock_model(loaded.model)(ids).logits, stock(ids).logits)
     assert "Loading" not in capfd.readouterr().out
 
 
@@ -67,6 +66,20 @@ def test_weights_come_in_the_type_asked_for(tiny: ModelFiles, dtype: str) -> Non
     loaded = load_model(tiny, dtype=dtype, device="cpu")
     assert loaded.dtype == dtype
     assert {weight.dtype for weight in loaded.model.parameters()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize(
+    ("generation", "stop"),
+    [(None, {2, 257}), ({}, {2, 257}), ({"eos_token_id": 7}, {7, 257}), ({"eos_token_id": [8, 9]}, {8, 9, 257})],
+)
+def test_a_turn_ends_with_what_the_model_or_its_tokenizer_says(
+    tiny: ModelFiles, generation: dict[str, Any] | None, stop: set[int]
+) -> None:
+    told = tiny.folder / "generation_config.json"
+    told.unlink()
+    if generation is not None:
+        told.write_text(json.dumps(generation))
+    assert load_model(tiny, device="cpu").stop_tokens == stop
 
 
 def test_the_tokenizer_is_the_one_in_tokenizer_json(tiny: ModelFiles) -> None:
@@ -135,7 +148,7 @@ def test_out_of_memory(tiny: ModelFiles, error: Exception, monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(load, "safe_open", fail)
     with pytest.raises(OutOfMemory) as caught:
         load_model(tiny)
     assert caught.value.exit_code == 7
@@ -223,6 +236,7 @@ def test_another_architecture_is_refused_by_name(family: str) -> None:
         ({}, "type unnamed"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantized weights \(awq\)"),
+        ({"hidden_act": "gelu"}, "the activation gelu"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "dynamic rotary"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "longrope rotary"),
     ],
@@ -258,7 +272,9 @@ def test_the_smallest_model_speaks() -> None:
         return_tensors="pt",
         return_dict=True,
     ).to(loaded.device)
-    answer = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt.input_ids.shape[1] :]
+    answer = stock_model(loaded.model).generate(**prompt, max_new_tokens=12, do_sample=False)[
+        0, prompt.input_ids.shape[1] :
+    ]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
 
 

@@ -409,9 +409,8 @@ def test_a_planted_key_gets_its_group_refilled(
             assert set(group) <= set(after.blocks_of_layers[3].tolist())
             assert after.policy.entropy_ratio < before.policy.entropy_ratio  # type: ignore[attr-defined]
             assert group[0] <= int(after.ranking.argmax()) <= group[-1] or scope == ":layer"
-            for layer in range(3):
-                same = torch.equal(after.blocks_of_layers[layer], after.blocks_of_layers[3])
-                assert same == (scope == "")
+            same = [torch.equal(after.blocks_of_layers[layer], after.blocks_of_layers[3]) for layer in range(3)]
+            assert all(same) == (scope == "")
             after.step(token)
 
 
