@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING
 
 from actqkv_cli.config import Settings
 from actqkv_cli.model import catalogue
+from actqkv_cli.model.catalogue import KnownModel
+from actqkv_cli.model.fetch import folder_of
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.resolve import resolve
-from actqkv_cli.output import progress
+from actqkv_cli.output import note, progress
+from actqkv_cli.worker import client
 
 if TYPE_CHECKING:
+    from actqkv_cli.model.choose import Choice
     from actqkv_cli.model.load import LoadedModel
 
 
@@ -19,6 +23,34 @@ def fetch_files(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
         spec = str(path.resolve())  # the store keeps it, and may be asked from another folder
     with progress(quiet, "bytes") as report:
         return resolve(spec, cache=settings.cache, offline=settings.offline, progress=report)
+
+
+def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
+    """A model's files, as `fetch_files`; "default" is the one that suits the machine. Raises what `choose` and
+    `fetch_files` raise."""
+    if spec == "default":
+        choice = choose_default(settings, quiet)
+        spec = choice.model.name
+        if choice.crowded:
+            client.stop()  # it is idle, and comes back with the next question
+    return fetch_files(spec, settings, quiet)
+
+
+def choose_default(settings: Settings, quiet: bool) -> "Choice":
+    """The model for a user who has named none, and who hears of it unless quiet. Raises what `choose` raises."""
+    from actqkv_cli.model.choose import choose
+
+    status = client.running()
+    idle = status is not None and not status["busy"] and not status["conversations"]
+    choice = choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
+    if not quiet:
+        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
+    return choice
+
+
+def is_here(model: KnownModel, settings: Settings) -> bool:
+    """Whether the model is fetched and converted."""
+    return folder_of(model, settings.cache / "models").is_dir()
 
 
 def load(files: ModelFiles, dtype: str, settings: Settings) -> "LoadedModel":

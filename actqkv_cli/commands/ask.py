@@ -83,8 +83,7 @@ def _answer(
             policy = make_policy(settings.policy, session.task(encoded))  # which loads what it needs of the index
             clock.lap("index")
             (started,) = session.run([(policy, encoded)], max_tokens=settings.max_tokens)
-            clock.lap("retrieve")
-            clock.seconds["retrieve"] = round(started.scout_seconds, 4)
+            clock.seconds["retrieve"] = round(started.retrieve_seconds, 4)
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed, settings.max_tokens)
             clock.since_start("first_token")
             write = without_trailing_space(_writer(options.output))
@@ -167,7 +166,7 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
 def _import() -> None:
     """What takes seconds, in one place, so that it can be told apart."""
     import torch  # noqa: F401
-    from transformers import AutoModelForCausalLM  # noqa: F401
+    from transformers import AutoConfig, PreTrainedTokenizerFast  # noqa: F401
 
     import actqkv_cli.engine.session  # noqa: F401
 

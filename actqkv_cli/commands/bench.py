@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actqkv_cli.commands.ingest import reading_of
-from actqkv_cli.commands.models import locate
 from actqkv_cli.commands.plan import synthetic_config
 from actqkv_cli.config import BUDGET, Settings, load_settings
 from actqkv_cli.documents import read_document
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import load
+from actqkv_cli.loading import load, locate
 from actqkv_cli.output import note, print_json, progress
 from actqkv_cli.store.library import Entry, find, scratch
 

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actqkv_cli.commands.models import is_here, locate
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DiskFull, DocumentError, OutOfMemory, OverDiskLimit, UsageError
 from actqkv_cli.failures import foreseen
-from actqkv_cli.loading import load
+from actqkv_cli.loading import is_here, load, locate
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.heads import load_calibration
@@ -47,7 +46,7 @@ def run(
             if settings.model != "default":
                 chosen = chosen or locate(settings.model, settings, quiet)
             known = _known(document, chosen, reading, settings)
-            if isinstance(known, Manifest) and _has_index(known, settings):
+            if isinstance(known, Manifest) and _index_is_current(known, settings):
                 results.append(_row(known, document, unchanged=True))
                 if not quiet:
                     note(_summary(results[-1]))
@@ -121,9 +120,9 @@ def _known(
     return unfinished
 
 
-def _has_index(manifest: Manifest, settings: Settings) -> bool:
-    """Whether its index is of its model's retrieval heads, unless these are not known here, or it has baselines: it
-    would have to be read again."""
+def _index_is_current(manifest: Manifest, settings: Settings) -> bool:
+    """Whether its index is of the retrieval heads that are known of its model, if any are. With baselines it counts
+    as such: to make it anew the document would have to be read again."""
     known = load_calibration(settings.cache, manifest.model)
     return known is None or known.heads == manifest.retrieval_heads or manifest.reading.baselines
 

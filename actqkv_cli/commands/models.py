@@ -1,49 +1,17 @@
 """actqkv models: those that are known by name, and the one for a user who names none."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from actqkv_cli.commands import worker
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import fetch_files
+from actqkv_cli.loading import choose_default, is_here, locate
 from actqkv_cli.model import catalogue
 from actqkv_cli.model.atomic import remove_once
 from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
-from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.output import confirmed, note, print_json
-
-if TYPE_CHECKING:
-    from actqkv_cli.model.choose import Choice
-
-
-def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
-    """A model's files, as `loading.fetch_files`; "default" is the one that suits the machine. Raises what `choose` and
-    `fetch_files` raise."""
-    if spec == "default":
-        choice = choose_default(settings, quiet)
-        spec = choice.model.name
-        if choice.crowded:
-            worker.stop()  # it is idle, and comes back with the next question
-    return fetch_files(spec, settings, quiet)
-
-
-def choose_default(settings: Settings, quiet: bool) -> "Choice":
-    """The model for a user who has named none, and who hears of it unless quiet. Raises what `choose` raises."""
-    from actqkv_cli.model.choose import choose
-
-    status = worker.running()
-    idle = status is not None and not status["busy"] and not status["conversations"]
-    choice = choose(settings.device, settings.dtype, status["pid"] if status and idle else None)
-    if not quiet:
-        note(f"model: {choice.model.name} ({choice.reason}; --model chooses another)")
-    return choice
-
-
-def is_here(model: KnownModel, settings: Settings) -> bool:
-    """Whether the model is fetched and converted."""
-    return folder_of(model, settings.cache / "models").is_dir()
+from actqkv_cli.worker import client
 
 
 def ls(settings: Settings, as_json: bool) -> None:
@@ -91,7 +59,7 @@ def rm(name: str, settings: Settings, yes: bool, as_json: bool) -> None:
     folder = folder_of(model, models)
     paths = [path for path in (folder, leftovers_of(model, models)) if path.is_dir()]
     size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
-    status = worker.running()
+    status = client.running()
     if status and status["model"] in (model.name, *model.aliases):
         raise UsageError(f"the worker has {model.name} loaded", "`actqkv worker stop` ends it")
     if not paths:

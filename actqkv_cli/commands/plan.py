@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.commands.ingest import reading_of
-from actqkv_cli.commands.models import choose_default, is_here, locate
 from actqkv_cli.config import Settings
 from actqkv_cli.documents import Document, read_document
 from actqkv_cli.engine.planted import FACTS
 from actqkv_cli.errors import ActqkvError, UsageError
+from actqkv_cli.loading import choose_default, is_here, locate
 from actqkv_cli.model.catalogue import KnownModel, find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
@@ -260,7 +260,7 @@ def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == shape.layers:  # a kind for every layer
             setattr(config, name, value[:layers])
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 256, None
+    config.num_hidden_layers, config.vocab_size = layers, 256
     with torch.device(device):
         return CausalLM(config, dtype).requires_grad_(False)
 

@@ -20,7 +20,7 @@ from actqkv_cli.errors import StoreDamaged, UsageError
 from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.retrieval.policies import of_several_documents
 from actqkv_cli.retrieval.policy import Resident, head_rows
-from actqkv_cli.retrieval.sources import MAX_PASSAGES, Passage, passages_of
+from actqkv_cli.retrieval.sources import MAX_PASSAGES, Passage, passages
 from actqkv_cli.store.manifest import METHODS, Manifest, decisive
 from actqkv_cli.store.tensors import names_in
 
@@ -100,7 +100,7 @@ class Context:
         found = []
         for document, first, end in ranges:
             ours = {block - first for block in attended if first <= block < end}
-            found += [Source(document, p) for p in passages_of(document.reader, ranking[first:end], ours, best_score)]
+            found += [Source(document, p) for p in passages(document.reader, ranking[first:end], ours, best_score)]
         return sorted(found, key=lambda source: -source.passage.score)[:MAX_PASSAGES]
 
 

@@ -80,7 +80,7 @@ class Layer:
         self._workspace = workspace
         self._gaps = gaps
         self._position = -1
-        self.document_near = self.far_tokens = 0  # tokens of the local window before what is fed; and of far keys
+        self.local_tokens = self.far_tokens = 0  # tokens of the local window before what is fed; and of far keys
         self.return_mass = False
         self.on_kernels = kernels_run(rotary)
         self.recording = self.selects = False
@@ -102,7 +102,7 @@ class Layer:
             first = layout.near_start(position)
             self.near_first = min(first * layout.block_size, position)
             self._local = self._of_blocks(torch.arange(first, -(-position // layout.block_size)))
-            self.document_near = int((self._local.places >= 0).sum())
+            self.local_tokens = int((self._local.places >= 0).sum())
             self._fed = self._lease(0)
             self._sink = torch.arange(layout.sink_blocks(position))
             self._chosen: Selection | None = None
@@ -148,14 +148,14 @@ class Layer:
     def near_mass(self) -> Tensor:
         """Attention `(Hkv, n)` that the tokens from `near_first` on received in the last call."""
         near = self._mass[:, sum(len(part.pages) for part in self._far) :].flatten(1)
-        return near[:, : self.document_near + self.fed_count]
+        return near[:, : self.local_tokens + self.fed_count]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: `(H, W, d)`; key, value: `(Hkv, W, d)`, all un-rotated. Returns `(H, W, d)`."""
         start, window = self.fed_count, key.shape[1]
         offset: int | Tensor
         if self.recording:
-            base, offset, where = self._near_key, self._state.offset, self._state.query_positions
+            base, offset, where = self._near_base_listed, self._state.offset, self._state.query_positions
             tables = self._tables
             if self.selects:
                 self._choose(query)
@@ -164,7 +164,7 @@ class Layer:
             self.fed_count += window
             self._list_far(self._select(self._layer, query))
             base, offset = self._near_base(), start
-            first = base + self.document_near + start
+            first = base + self.local_tokens + start
             where = _query_positions(first, window, self._far_query_position, query.device)
             tables = self._rotary.halves(self._last_position(base))
         near = self._list_near(base)
@@ -189,7 +189,7 @@ class Layer:
 
     def next_positions(self) -> Tensor:
         """Query positions `(2, 1)` of the next token that is fed."""
-        first = self._near_base() + self.document_near + self.fed_count
+        first = self._near_base() + self.local_tokens + self.fed_count
         return _query_positions(first, 1, self._far_query_position, self.pool.device)
 
     @property
@@ -286,7 +286,7 @@ class Layer:
             pages = torch.cat([self._fed.pages, more.pages])
             places = self._position + torch.arange(len(pages) * size).view(-1, size)
             self._fed = _Pages(pages, places, (*self._fed.pins, *more.pins))
-            self._near_key = -1  # neither list is of these pages
+            self._near_base_listed = -1  # neither list is of these pages
 
     def _lease(self, count: int) -> _Pages:
         pages, pin = self.pool.lease(self._layer, count)
@@ -349,13 +349,13 @@ class Layer:
 
     def _list_near(self, base: int) -> PageList:
         """The local window's pages and those of fed tokens, from position `base` on."""
-        if self._near_key != base:
+        if self._near_base_listed != base:
             local = (self._local.places >= 0).flatten()
             ranks = torch.where(local, local.cumsum(0) - 1 + base, -1).view(self._local.places.shape)
-            fed = base + self.document_near + torch.arange(self._fed.places.numel()).view(self._fed.places.shape)
+            fed = base + self.local_tokens + torch.arange(self._fed.places.numel()).view(self._fed.places.shape)
             pages = torch.cat([self._local.pages, self._fed.pages])
             self._near = _list(pages, torch.cat([ranks, fed]), self.pool.device)
-            self._near_key = base
+            self._near_base_listed = base
         return self._near
 
 

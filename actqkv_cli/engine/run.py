@@ -35,7 +35,7 @@ class Run:
     advance: Callable[[Sequence["Run"], Sequence[int]], None]
 
     def __post_init__(self) -> None:
-        self.scout_seconds = 0.0
+        self.retrieve_seconds = 0.0
         self.closed = False
         self.logits = self.ranking = torch.empty(0)
         self._recorded: RecordedStep | None = None
@@ -103,7 +103,7 @@ class Run:
     @property
     def attended_tokens(self) -> list[int]:
         """How many of the document's tokens each layer attends to now."""
-        return [layer.document_near + layer.far_tokens for layer in self.layers]
+        return [layer.local_tokens + layer.far_tokens for layer in self.layers]
 
     @property
     def coverage(self) -> float | None:

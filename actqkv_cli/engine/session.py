@@ -96,17 +96,16 @@ class Session:
         self._reserve(len(asked))
         runs = [self._run(policy, question, max_tokens) for policy, question in asked]
         self.runs = [run for run in self.runs if not run.closed] + runs
+        began = time.perf_counter()
         for depth in sorted({run.policy.scout_layers for run in runs} - {0}):
-            began = time.perf_counter()
             scouts = [run for run in runs if run.policy.scout_layers == depth]
             # Nothing looks at what follows a question's own tokens.
             rows, lengths = self._rows([run.question.ids[: run.question.own.stop or None] for run in scouts])
             with torch.inference_mode():
                 self.model.hidden_states(rows, [run.begin("scout") for run in scouts], lengths, depth)
-            for run in scouts:
-                run.scout_seconds = time.perf_counter() - began
         for run in runs:
-            run.begin("question")
+            run.begin("question")  # policies that have scouted choose now
+            run.retrieve_seconds = time.perf_counter() - began
         self._prefetch(runs)
         rows, lengths = self._rows([run.question.ids for run in runs])
         for run, logits in zip(runs, self.forward(_layers(runs), rows, lengths=lengths), strict=True):

@@ -7,7 +7,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from actqkv_cli.retrieval.policy import Task
 from actqkv_cli.store.reader import DocumentReader
+
+_BEFORE = 0.5  # what the turn before a question counts for
 
 
 def lexical_index(reader: DocumentReader) -> Callable[[str], Tensor]:
@@ -32,6 +35,18 @@ def lexical_index(reader: DocumentReader) -> Callable[[str], Tensor]:
         return torch.zeros(count) if empty or not asked else torch.tensor(index.get_scores(asked))
 
     return scores
+
+
+def lexical_scores(task: Task) -> Tensor:
+    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those that may not be ranked have 0.
+
+    "When was it finished?" says nothing of what it is about: the turn before it counts too, for half.
+    """
+    assert task.resident.lexical is not None
+    scores = task.resident.lexical(task.text)
+    if task.before:
+        scores = scores + _BEFORE * task.resident.lexical(task.before)
+    return scores * task.ranked_blocks
 
 
 def coverage(scores: Callable[[str], Tensor], question: str) -> float | None:

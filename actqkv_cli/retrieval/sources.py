@@ -27,40 +27,16 @@ class Passage:
     best: int
 
 
-def passages_of(
+def passages(
     reader: DocumentReader, ranking: Tensor, attended: set[int], best_score: float | None = None
 ) -> list[Passage]:
-    """`passages` of an open document."""
-    manifest, tokens = reader.manifest, reader.tokens()
-    size = manifest.geometry.block_size
-    return passages(
-        ranking,
-        attended,
-        reader.text(),
-        tokens["char_start"],
-        tokens["page"],
-        manifest.document_start,
-        size,
-        best_score,
-    )
+    """The best passages of a document, best first.
 
-
-def passages(
-    ranking: Tensor,
-    attended: set[int],
-    text: str,
-    char_start: Tensor,
-    page: Tensor,
-    first: int,
-    block_size: int,
-    best_score: float | None = None,
-) -> list[Passage]:
-    """The best passages, best first.
-
-    ranking: `(N,)`, >= 0, a score per block; attended: the blocks that some layer attended to; char_start, page:
-    int32 `(T,)`; first: the first token of the document itself (template before it); best_score: the best score
-    of all documents, if there are several.
+    ranking: `(N,)`, >= 0, a score per block; attended: the blocks that some layer attended to; best_score: the best
+    score of all documents, if there are several.
     """
+    text, char_start, page = reader.text(), reader.tokens()["char_start"], reader.tokens()["page"]
+    first, block_size = reader.manifest.document_start, reader.manifest.geometry.block_size
 
     def characters(blocks: list[int]) -> tuple[int, int]:
         start, end = max(first, blocks[0] * block_size), min(len(char_start), (blocks[-1] + 1) * block_size)

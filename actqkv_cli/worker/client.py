@@ -23,6 +23,7 @@ _TICK = 0.2  # seconds between looks at whether Ctrl-C has waited for long enoug
 _AFTER_CTRL_C = 2.0  # seconds in which the worker may say its last words
 _START = 30.0  # seconds for a new worker to listen
 _ATTEMPTS = 3
+_ANSWER_TIMEOUT, _STOP_TIMEOUT = 5.0, 3.0  # seconds
 _STDIN = {"-", "-f-", "--file=-"}  # words that ask for it: without one it may be a terminal on which nobody types
 
 
@@ -45,6 +46,38 @@ def hand_over(argv: Sequence[str]) -> int | None:
         if code is not None:
             return code
     return None
+
+
+def running() -> dict[str, Any] | None:
+    """What the worker says of itself; None if none runs. Raises ActqkvError if it does not answer."""
+    connection = endpoint.connect()
+    if connection is None:
+        return None
+    with contextlib.closing(connection):
+        connection.set_timeouts(receive=_ANSWER_TIMEOUT)
+        connection.send(status=True)
+        try:
+            frame = connection.receive()
+        except TimeoutError:
+            raise ActqkvError("the worker does not answer", "`actqkv worker stop` ends it") from None
+    return frame["status"] if frame else None
+
+
+def stop() -> bool:
+    """End the worker; False if none runs. Raises ActqkvError if it does not end."""
+    connection = endpoint.connect()
+    if connection is None:
+        return False
+    with contextlib.closing(connection):
+        pid = connection.peer()[0]
+        connection.set_timeouts(receive=_STOP_TIMEOUT)
+        connection.send(shutdown=True)
+        if not _hangs_up(connection):
+            if pid is None:
+                raise ActqkvError("the worker does not answer", "end its process yourself")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # it only reads documents, so there is nothing to lose
+    return True
 
 
 def _forward(argv: Sequence[str], connection: Connection) -> int | None:
@@ -184,3 +217,15 @@ def _spawn(path: Path) -> Connection:
             raise OSError(f"it ended with code {ended}, see {log}")
         time.sleep(0.01)
     raise OSError(f"it did not listen within {_START:.0f} s, see {log}")
+
+
+def _hangs_up(connection: Connection) -> bool:
+    """Whether the worker closes the connection in time, which it does by ending."""
+    deadline = time.monotonic() + _STOP_TIMEOUT
+    try:
+        while time.monotonic() < deadline:
+            if connection.receive() is None:
+                return True
+    except TimeoutError:
+        pass
+    return False

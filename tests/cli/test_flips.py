@@ -7,12 +7,11 @@ from typing import Any
 
 from sandbox import Sandbox, flip
 
-from actqkv_cli.commands.models import locate
 from actqkv_cli.config import Settings
 from actqkv_cli.engine.answer import Sampling, decode
 from actqkv_cli.engine.session import open_session
 from actqkv_cli.errors import IdentityMismatch, StoreDamaged
-from actqkv_cli.loading import load
+from actqkv_cli.loading import load, locate
 from actqkv_cli.model.prompt import encode_question
 from actqkv_cli.retrieval.sources import passages
 from actqkv_cli.store.reader import DocumentReader
@@ -26,11 +25,9 @@ def ask(folder: Path, loaded: Any, policy: str) -> object:
     with DocumentReader(folder) as reader, open_session(loaded.model, reader, 1024) as session:
         run = session.start(encode_question(loaded.tokenizer, "Who built the lighthouse?"), policy, 4)
         answer = decode(run, loaded.tokenizer, loaded.stop_tokens, Sampling(1.0, 0.9, 3, 4))
-        tokens, manifest = reader.tokens(), reader.manifest
-        place = (reader.text(), tokens["char_start"], tokens["page"], manifest.document_start)
-        sources = passages(run.ranking, run.attended, *place, manifest.geometry.block_size)
+        sources = passages(reader, run.ranking, run.attended)
         blocks = [chosen.tolist() for chosen in run.blocks_of_layers]
-        return answer, sources, blocks, run.logits.tolist(), manifest
+        return answer, sources, blocks, run.logits.tolist(), reader.manifest
 
 
 def ask_both(folder: Path, loaded: Any) -> object:

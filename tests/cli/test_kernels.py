@@ -75,7 +75,8 @@ def told(done: Done) -> tuple[str, str]:
 def test_exit_2_kernels_that_there_are_not(interpreting: Sandbox, tiny: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "new.txt").write_text("Nobody has read this.\n")
     args = ASK if command == "ask" else ["ingest", tmp_path / "new.txt", "--model", tiny, *SMALL]
-    error, hint = told(interpreting.with_env(ACTQKV_KERNELS="nonsense").run(*args))
+    home = interpreting.home if command == "ask" else tmp_path / "library"
+    error, hint = told(interpreting.with_env(ACTQKV_KERNELS="nonsense", ACTQKV_HOME=str(home)).run(*args))
     assert "'nonsense'" in error
     assert all(name in hint for name in ("ACTQKV_KERNELS", "auto", "torch", "triton"))
 

@@ -78,10 +78,9 @@ def test_the_same_question_gets_the_same_answer(handbook: tuple[Sandbox, Done], 
 
 
 def test_most_questions_find_their_page(handbook: tuple[Sandbox, Done], answered: dict[str, Any]) -> None:
-    from actqkv_cli.commands.models import locate
     from actqkv_cli.config import Settings
     from actqkv_cli.engine.session import open_session
-    from actqkv_cli.loading import load
+    from actqkv_cli.loading import load, locate
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.retrieval.sources import passages
     from actqkv_cli.store.reader import DocumentReader
@@ -93,12 +92,10 @@ def test_most_questions_find_their_page(handbook: tuple[Sandbox, Done], answered
     with DocumentReader(box.folder("harbour-handbook")) as reader:
         settings = Settings(home=box.home, cache=box.more["ACTQKV_CACHE"], device="cpu", offline=True)
         loaded = load(locate("smollm2-135m", settings, quiet=True), reader.manifest.geometry.dtype, settings)
-        tokens = reader.tokens()
-        place = (reader.text(), tokens["char_start"], tokens["page"], reader.manifest.document_start, 32)
         with open_session(loaded.model, reader, answered["budget"]) as session:
             for line in questions:
                 run = session.start(encode_question(loaded.tokenizer, line["question"]), "hybrid", max_tokens=1)
-                pages = [passage.page for passage in passages(run.ranking, run.attended, *place)][:3]
+                pages = [passage.page for passage in passages(reader, run.ranking, run.attended)][:3]
                 found += bool(set(line["pages"]) & set(pages))
     print(f"{found} of {len(questions)} pages are among the first three sources")
     assert len(questions) == 20

@@ -31,8 +31,7 @@ def found_in(reader: Any, ranked: dict[int, float]) -> list[tuple[Any, Passage]]
     for block, score in ranked.items():
         ranking[block] = score
     everything = set(range(len(ranking)))
-    place = reader.text(), tokens["char_start"], tokens["page"], TEMPLATE, BLOCK
-    return [(reader, passage) for passage in passages(ranking, everything, *place)]
+    return [(reader, passage) for passage in passages(reader, ranking, everything)]
 
 
 def shown(reader: Any, ranked: dict[int, float], question: str = "Which?", answer: str = "") -> list[Excerpt]:

@@ -28,6 +28,7 @@ from hand_made import (
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
+from actqkv_cli.retrieval.lexical import lexical_scores
 from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policies import (
     actqkv,
@@ -38,7 +39,6 @@ from actqkv_cli.retrieval.policies import (
     of_several_documents,
     usual_budget,
 )
-from actqkv_cli.retrieval.policies.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import PerToken, Selection, Task, best
 from actqkv_kernels import activation_probe, block_scores
 

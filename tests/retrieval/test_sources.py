@@ -2,6 +2,8 @@
 
 import random
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,13 @@ from torch import Tensor
 from actqkv_cli.retrieval.sources import Passage, passages
 
 BLOCK, TEMPLATE = 8, 11  # the template fills one block and a part of the next
+
+
+def reader(text: str, char_start: Tensor, page: Tensor, first: int) -> Any:
+    """As much of a `DocumentReader` as is looked at."""
+    manifest = SimpleNamespace(document_start=first, geometry=SimpleNamespace(block_size=BLOCK))
+    tokens = {"char_start": char_start, "page": page}
+    return SimpleNamespace(text=lambda: text, tokens=lambda: tokens, manifest=manifest)
 
 
 class Book:
@@ -32,7 +41,7 @@ class Book:
             ranking = dense
         everything = set(range(self.blocks))
         attended = everything if attended is None else attended
-        return passages(ranking, attended, self.text, self.char_start, self.page, TEMPLATE, BLOCK)
+        return passages(reader(self.text, self.char_start, self.page, TEMPLATE), ranking, attended)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -108,7 +117,7 @@ def test_white_space_is_no_source() -> None:
     starts = torch.tensor([0, *range(5, 65), 65], dtype=torch.int32)
     ranking = torch.zeros(8)
     ranking[3] = 1
-    assert passages(ranking, set(range(8)), text, starts, torch.ones_like(starts), 0, BLOCK) == []
+    assert passages(reader(text, starts, torch.ones_like(starts), 0), ranking, set(range(8))) == []
 
 
 def test_a_text_without_spaces_is_not_cited_whole() -> None:
@@ -117,7 +126,7 @@ def test_a_text_without_spaces_is_not_cited_whole() -> None:
     starts = torch.arange(len(text), dtype=torch.int32)
     ranking = torch.zeros(-(-len(text) // BLOCK))
     ranking[100] = 1
-    (passage,) = passages(ranking, {100}, text, starts, torch.ones_like(starts), 0, BLOCK)
+    (passage,) = passages(reader(text, starts, torch.ones_like(starts), 0), ranking, {100})
     assert len(passage.text) < 200
 
 

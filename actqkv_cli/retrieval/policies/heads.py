@@ -26,7 +26,7 @@ class Policy:
         self._task = task
         self.scout_layers = 1 + max(head.layer for head in task.resident.heads)
         blocks = -(-task.tokens // task.block_size)
-        self._score = torch.zeros(blocks, device=task.resident.device)
+        self._head_scores = self._ranking = torch.zeros(blocks, device=task.resident.device)
         none = torch.empty(0, dtype=torch.int64)
         # The scout attends to the sink, and to a conversation's newest turns: so the heads were found.
         self._chosen = Selection(none, none)
@@ -35,8 +35,8 @@ class Policy:
     def begin(self, step: Pass) -> None:
         self._scouting = step == "scout"
         if step == "question":
-            self._score = self.score(with_neighbours(self._score, self._task.ranked_blocks))
-            self._chosen = self.selection(self._score)
+            self._ranking = self.score(with_neighbours(self._head_scores, self._task.ranked_blocks))
+            self._chosen = self.selection(self._ranking)
 
     def score(self, by_heads: Tensor) -> Tensor:
         """The scores `(N,)` that blocks are ranked by, from those of the retrieval heads."""
@@ -51,14 +51,14 @@ class Policy:
             for head in self._task.resident.heads:
                 if head.layer == layer:
                     # The root keeps one head that is very sure from outvoting the others.
-                    self._score += head_mass(self._task, layer, head.head, queries).sqrt()
+                    self._head_scores += head_mass(self._task, layer, head.head, queries).sqrt()
         return self._chosen
 
     def known_blocks(self, layer: int) -> Tensor:
         return self._chosen.read(self._task.block_size)
 
     def ranking(self, mass: Tensor) -> Tensor:
-        return self._score.cpu()
+        return self._ranking.cpu()
 
 
 def with_neighbours(score: Tensor, ranked: Tensor) -> Tensor:

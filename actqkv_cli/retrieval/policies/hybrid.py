@@ -7,8 +7,8 @@ a small model by the words. Where one place stands out, that alone is attended t
 import torch
 from torch import Tensor
 
+from actqkv_cli.retrieval.lexical import lexical_scores
 from actqkv_cli.retrieval.policies import heads
-from actqkv_cli.retrieval.policies.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import Selection, strength
 from actqkv_cli.retrieval.whole import best_spans
 

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
+from actqkv_cli.retrieval.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import Pass, Selection, Task
 from actqkv_cli.retrieval.whole import best_spans
 
 BLOCKS = 16
-BEFORE = 0.5
 
 
 class Policy:
@@ -30,15 +30,3 @@ class Policy:
 
     def ranking(self, mass: Tensor) -> Tensor:
         return self._scores
-
-
-def lexical_scores(task: Task) -> Tensor:
-    """BM25 of every block for the question, `(N,)` fp32 on the CPU, >= 0; those that may not be ranked have 0.
-
-    "When was it finished?" says nothing of what it is about: the turn before it counts too, for half.
-    """
-    assert task.resident.lexical is not None
-    scores = task.resident.lexical(task.text)
-    if task.before:
-        scores = scores + BEFORE * task.resident.lexical(task.before)
-    return scores * task.ranked_blocks
