@@ -65,13 +65,13 @@ class CausalLM(nn.Module):
     ) -> Tensor:
         """Feed tokens `(B, W)` to the first `depth` layers, or to all: `(B, W, hidden)`, before the last norm.
 
-        rows: for each sequence, an attention for each layer; lengths: how many tokens of each sequence, from its end,
-        are no padding.
+        rows: for each sequence, an attention for each of these layers; lengths: how many tokens of each sequence, from
+        its end, are no padding.
         """
         if len(rows) != len(ids):
             raise ValueError(f"attention for {len(rows)} sequences, and tokens of {len(ids)}")
         hidden = self.model.embed_tokens(ids)
-        for layer, attentions in zip(islice(self.model.layers, depth), zip(*rows, strict=True), strict=False):
+        for layer, attentions in zip(islice(self.model.layers, depth), zip(*rows, strict=True), strict=True):
             hidden = layer(hidden, attentions, lengths)
         return hidden
 
@@ -115,12 +115,12 @@ class _Attention(nn.Module):
         super().__init__()
         family, hidden, heads = config.model_type, config.hidden_size, config.num_attention_heads
         self._dim = dim = getattr(config, "head_dim", None) or hidden // heads
-        # Of Qwen2 the config does not say it: its queries, keys and values have biases, its output has none.
-        biased = getattr(config, "attention_bias", family == "qwen2")
+        told = family in ("llama", "qwen3", "smollm3")  # of the others a config may say it too, and means nothing
+        biased = config.attention_bias if told else family == "qwen2"
         self.q_proj = nn.Linear(hidden, heads * dim, biased, dtype=dtype)
         self.k_proj = nn.Linear(hidden, config.num_key_value_heads * dim, biased, dtype=dtype)
         self.v_proj = nn.Linear(hidden, config.num_key_value_heads * dim, biased, dtype=dtype)
-        self.o_proj = nn.Linear(heads * dim, hidden, biased and family != "qwen2", dtype=dtype)
+        self.o_proj = nn.Linear(heads * dim, hidden, biased and told, dtype=dtype)
         normed = family == "qwen3"
         self.q_norm = _RMSNorm(dim, config.rms_norm_eps, dtype) if normed else nn.Identity()
         self.k_norm = _RMSNorm(dim, config.rms_norm_eps, dtype) if normed else nn.Identity()
@@ -147,17 +147,19 @@ class _Attention(nn.Module):
 
 def _sliding_window(config: Any, number: int) -> int | None:
     """Tokens that a layer looks back, if it does not look at all."""
-    if config.model_type == "llama" or not getattr(config, "use_sliding_window", True):
+    if config.model_type == "llama":
         return None
-    every = config.model_type == "mistral"
-    slides = every or config.layer_types[number] == "sliding_attention"
+    if config.model_type == "mistral":
+        return config.sliding_window
+    slides = config.use_sliding_window and config.layer_types[number] == "sliding_attention"
     return config.sliding_window if slides else None
 
 
 class _MLP(nn.Module):
     def __init__(self, config: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
-        hidden, wide, biased = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
+        hidden, wide = config.hidden_size, config.intermediate_size
+        biased = config.model_type in ("llama", "smollm3") and config.mlp_bias
         self.gate_proj = nn.Linear(hidden, wide, biased, dtype=dtype)
         self.up_proj = nn.Linear(hidden, wide, biased, dtype=dtype)
         self.down_proj = nn.Linear(wide, hidden, biased, dtype=dtype)

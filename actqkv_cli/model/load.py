@@ -12,8 +12,10 @@ from actqkv_cli.errors import OutOfMemory, UsageError, first_line, out_of_memory
 from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.files import ModelFiles, read_json, weight_files
 from actqkv_cli.model.quiet import quiet_transformers
+from actqkv_cli.model.rotary import frequencies
 from actqkv_cli.model.supported import refuse_unfit
 
+_ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,8 +54,17 @@ def load_config(files: ModelFiles) -> Any:
     refuse_unfit(read_json(files.folder / "config.json"))
     from transformers import AutoConfig
 
-    with quiet_transformers():
-        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            CausalLM(config)
+        frequencies(config)
+    except Exception as error:  # nothing checks what a config says
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"the config of {files.name} cannot be used: {reason}") from error
+    refuse_unfit(config.to_dict())  # a field may have two names
+    return config
 
 
 def choose_device(device: str) -> torch.device:
@@ -95,28 +106,34 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _load_weights(files: ModelFiles, config: Any, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    with torch.device("meta"):
-        model = CausalLM(config)
     weights: dict[str, torch.Tensor] = {}
     try:
         for path in weight_files(files.folder):
             with safe_open(path, framework="pt") as file:
-                weights |= {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
-        odd = model.load_state_dict(weights, strict=False, assign=True)
-    except Exception as error:  # a damaged or unfit file shows as almost any error
+                for name in file.keys():  # noqa: SIM118
+                    if not name.endswith("rotary_emb.inv_freq"):  # in files from before transformers 4.32
+                        weights[name] = file.get_tensor(name).to(device, dtype)
+    except Exception as error:  # a damaged file shows as almost any error
         if out_of_memory(error):
             raise OutOfMemory(
                 f"the model {files.name} does not fit in the memory of {device}",
                 "choose a smaller model with --model, --dtype bfloat16, or --device cpu",
             ) from error
         raise UsageError(f"the model {files.name} cannot be loaded: {first_line(error)}") from error
+    ends = [weights[name] for name in _ENDS if name in weights]
+    if config.tie_word_embeddings and ends:
+        config.tie_word_embeddings = torch.equal(ends[0], ends[-1])  # an output head of the file's own stays that
+        weights |= zip(_ENDS, (ends[0], ends[-1]), strict=True)
+    with torch.device("meta"):
+        model = CausalLM(config)
+    wanted, found = ({name: w.shape for name, w in of.items()} for of in (model.state_dict(), weights))
+    if odd := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
+        raise UsageError(
+            f"the weights of {files.name} do not fit its config: {odd[0]} is missing, unknown or of another shape"
+        )
+    model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    wanting = {name for name, weight in model.named_parameters() if weight.is_meta}
-    unknown = {name for name in odd.unexpected_keys if not name.endswith("rotary_emb.inv_freq")}  # of old files
-    if wanting or unknown:
-        name = min(wanting | unknown)
-        raise UsageError(f"the weights of {files.name} do not fit its config: {name} is missing or unknown")
-    return model.eval().requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def _stop_tokens(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -11,13 +11,13 @@ from actqkv_cli.model.causal_lm import CausalLM
 class Rotary:
     """cos and sin by position, as a model's config asks for; attention factors are included.
 
-    width: of a head; zero_is_identity: whether position 0 is left as it is.
+    zero_is_identity: whether position 0 is left as it is.
     """
 
     def __init__(self, model: CausalLM) -> None:
         self.device = model.device
         self._dtype = model.dtype
-        self._frequencies, self._factor = _frequencies(model.config)
+        self._frequencies, self._factor = frequencies(model.config)
         self._cos, self._sin = self._table(1024)
         self.zero_is_identity = bool((self._cos[0] == 1).all() and (self._sin[0] == 0).all())
 
@@ -34,7 +34,7 @@ class Rotary:
         return cos, sin
 
 
-def _frequencies(config: Any) -> tuple[Tensor, float]:
+def frequencies(config: Any) -> tuple[Tensor, float]:
     """Angle per position, fp32 `(d / 2,)` (RoFormer, arXiv 2104.09864, section 3.4.2); the factor of cos and sin."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -42,4 +42,4 @@ def _frequencies(config: Any) -> tuple[Tensor, float]:
     if kind != "default":
         return ROPE_INIT_FUNCTIONS[kind](config)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.rope_parameters["rope_theta"] ** -(torch.arange(0, dim, 2).float() / dim), 1.0
+    return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim), 1.0

@@ -1,5 +1,6 @@
 """A model's weights run by transformers: what ours is compared with."""
 
+import copy
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ def stock_model(model: CausalLM) -> Any:
     """The same model as transformers' `PreTrainedModel`, sharing its weights; ready to run, with sdpa attention."""
     from transformers import AutoModelForCausalLM
 
+    config = copy.deepcopy(model.config)  # it keeps its own settings there
+
     with quiet_transformers():
         with torch.device("meta"):
-            stock = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype, attn_implementation="sdpa")
+            stock = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation="sdpa")
         stock.load_state_dict(model.state_dict(), assign=True)
         stock.tie_weights()
         rotary = type(stock.model.rotary_emb)
-        stock.model.rotary_emb = rotary(config=model.config).to(model.device)  # its numbers are in no state_dict
+        stock.model.rotary_emb = rotary(config=config).to(model.device)  # its numbers are in no state_dict
     return stock.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-import transformers.models.llama.modeling_llama  # noqa: F401  # once, here, and not in every child
+from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401  # once, here, and not in every child
 
 from actqkv_cli import __main__ as command
 

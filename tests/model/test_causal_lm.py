@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, MistralConfig, Qwen3Config, SmolLM3Config
+from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 
 from actqkv_cli.model.causal_lm import AttentionCall, CausalLM
 from actqkv_cli.model.rotary import Rotary
@@ -102,6 +102,11 @@ def test_beyond_the_first_table_of_angles() -> None:
         torch.testing.assert_close(rotated(x, torch.arange(start, start + 3), tables), x * cos + half * sin)
 
 
+def test_position_0_is_left_as_it_is_but_for_a_factor() -> None:
+    assert Rotary(tiny.model("llama")).zero_is_identity
+    assert not Rotary(tiny.model("yarn")).zero_is_identity
+
+
 class Dense:
     """Attention of one call to its own tokens."""
 
@@ -111,7 +116,9 @@ class Dense:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         places = torch.arange(query.shape[1])
         if call.rotates:
-            query, key = (rotated(x, places, self.rotary.halves(len(places))) for x in (query, key))
+            halves = (table[places].to(query) for table in self.rotary.halves(len(places)))
+            cos, sin = (torch.cat([half, half], dim=-1) for half in halves)
+            query, key = (x * cos + torch.cat([-x[..., 8:], x[..., :8]], dim=-1) * sin for x in (query, key))
         distance = places[:, None] - places
         seen = (distance >= 0) & (distance < (call.sliding_window or len(places)))
         key, value = (x.repeat_interleave(len(query) // len(x), dim=0) for x in (key, value))
@@ -119,6 +126,7 @@ class Dense:
         return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
 
+NO_HEAD_DIM = {key: value for key, value in tiny.SMALL.items() if key != "head_dim"} | {"hidden_size": 64}
 VARIANTS: dict[str, Callable[[], Any]] = {
     **tiny.CONFIGS,
     "tied": lambda: LlamaConfig(**tiny.SMALL, tie_word_embeddings=True),
@@ -126,8 +134,18 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "qwen3-biases": lambda: Qwen3Config(**tiny.SMALL, attention_bias=True),
     "smollm3-sliding": lambda: SmolLM3Config(**tiny.SMALL, use_sliding_window=True, sliding_window=20),
     "smollm3-biases": lambda: SmolLM3Config(**tiny.SMALL, attention_bias=True, mlp_bias=True),
-    "no-head-dim": lambda: MistralConfig(**{**tiny.SMALL, "head_dim": None}),
-    "epsilon": lambda: LlamaConfig(**tiny.SMALL, rms_norm_eps=0.1),
+    "smollm3-layers": lambda: SmolLM3Config(**tiny.SMALL, no_rope_layers=[1, 0, 0, 1]),
+    "qwen2-head-dim": lambda: Qwen2Config(**NO_HEAD_DIM),
+    "smollm3-head-dim": lambda: SmolLM3Config(**NO_HEAD_DIM),
+    "mistral-head-dim": lambda: MistralConfig(**{**tiny.SMALL, "hidden_size": 64, "head_dim": None}),
+    "epsilon": lambda: Qwen3Config(**tiny.SMALL, rms_norm_eps=0.1),
+    # What a family does not know of has no meaning in its config.
+    "qwen2-stray": lambda: Qwen2Config(**tiny.SMALL, attention_bias=False, mlp_bias=True),
+    "mistral-stray": lambda: MistralConfig(
+        **tiny.SMALL, attention_bias=True, mlp_bias=True, use_sliding_window=False, sliding_window=20
+    ),
+    "qwen3-stray": lambda: Qwen3Config(**tiny.SMALL, mlp_bias=True),
+    "llama-stray": lambda: LlamaConfig(**tiny.SMALL, sliding_window=20),
 }
 
 
@@ -150,7 +168,7 @@ def test_logits_are_those_of_transformers(name: str, dtype: torch.dtype) -> None
     stock.set_attn_implementation("eager")
     expected = stock(ids, use_cache=False).logits
     assert expected.std() > 0.1
-    torch.testing.assert_close(ours, expected, atol=1e-4 if dtype == torch.float32 else 0.1, rtol=0)
+    assert torch.equal(ours, expected)
 
 
 def test_stock_shares_the_weights_and_leaves_the_model_as_it_was() -> None:
@@ -162,6 +180,7 @@ def test_stock_shares_the_weights_and_leaves_the_model_as_it_was() -> None:
     assert not any(weight.requires_grad for weight in stock.parameters())
     assert stock.lm_head.weight is stock.model.embed_tokens.weight
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert stock_model(model).config is not stock.config  # in which it keeps settings of its own
 
 
 def test_padding_before_a_row_changes_nothing() -> None:
@@ -184,6 +203,13 @@ def test_the_last_logits_and_the_first_layers_alone() -> None:
     whole = model.hidden_states(ids, rows)
     assert torch.equal(model.hidden_states(ids, [rows[0][:2]], depth=2), caught[0])
     assert not torch.equal(whole, caught[0])
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_every_layer_needs_attention_of_its_own(count: int) -> None:
+    model = variant("llama")
+    with pytest.raises(ValueError, match="zip"):
+        model(tiny.tokens(9)[None], [[Dense(Rotary(model))] * count])
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(1, 2), (2, 1), (3, 2)])

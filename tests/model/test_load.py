@@ -115,15 +115,61 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny: ModelFiles) -> Non
     weights = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({key: value for key, value in weights.items() if key != name}, file, {"format": "pt"})
-    with pytest.raises(UsageError, match=f"{name} is missing or unknown"):
+    with pytest.raises(UsageError, match=f"{name} is missing, unknown or of another shape"):
         load_model(tiny)
     extra = "model.layers.0.self_attn.q_proj.bias"
     save_file({**weights, extra: torch.zeros(32)}, file, {"format": "pt"})
-    with pytest.raises(UsageError, match=f"{extra} is missing or unknown"):
+    with pytest.raises(UsageError, match=f"{extra} is missing, unknown or of another shape"):
         load_model(tiny)
     old = "model.layers.0.self_attn.rotary_emb.inv_freq"  # in files from before transformers 4.32
     save_file({**weights, old: torch.zeros(4)}, file, {"format": "pt"})
     load_model(tiny)
+
+
+def test_a_weight_of_another_shape_is_named(tiny: ModelFiles) -> None:
+    file, name = tiny.folder / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    save_file({**load_file(file), name: torch.zeros(48, 31)}, file, {"format": "pt"})
+    with pytest.raises(UsageError, match=f"{name} is missing, unknown or of another shape"):
+        load_model(tiny)
+
+
+@pytest.mark.parametrize("how", ["embeddings alone", "head alone", "a copy", "another"])
+def test_ends_that_are_tied(tiny: ModelFiles, how: str) -> None:
+    """By the config; a head that differs from the embeddings all the same stays what it is, as in transformers."""
+    change_config(tiny, tie_word_embeddings=True)
+    file = tiny.folder / "model.safetensors"
+    weights = load_file(file)
+    ends = "model.embed_tokens.weight", "lm_head.weight"
+    if how != "another":
+        weights[ends[1]] = weights[ends[0]].clone()
+    absent = {"embeddings alone": ends[1], "head alone": ends[0]}.get(how)
+    save_file({name: weight for name, weight in weights.items() if name != absent}, file, {"format": "pt"})
+    model = load_model(tiny, dtype="float32", device="cpu").model
+    assert torch.equal(model.model.embed_tokens.weight, weights[ends[0]])
+    assert torch.equal(model.lm_head.weight, weights[ends[1]])
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == (how != "another")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+        {"hidden_size": "32"},
+        {"hidden_size": 30, "head_dim": None},
+        {"num_attention_heads": None},
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(tiny: ModelFiles, change: dict[str, Any]) -> None:
+    change_config(tiny, **change)
+    with pytest.raises(UsageError) as caught:
+        load_model(tiny)
+    assert "\n" not in caught.value.message
+
+
+def change_config(files: ModelFiles, **changes: Any) -> None:
+    path = files.folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_damaged_weights_are_refused(tiny: ModelFiles) -> None:
