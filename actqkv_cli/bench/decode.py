@@ -106,7 +106,9 @@ def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dty
     from transformers import AutoConfig
 
     with device:
-        return CausalLM(AutoConfig.for_model(**config), dtype).requires_grad_(False)
+        model = CausalLM(AutoConfig.for_model(**config), dtype).requires_grad_(False)
+    model.draw_weights()
+    return model
 
 
 def _random_document(shape: Shape, tokens: int, dtype: str, device: torch.device) -> OpenDocument:

@@ -262,7 +262,9 @@ def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device
             setattr(config, name, value[:layers])
     config.num_hidden_layers, config.vocab_size = layers, 256
     with torch.device(device):
-        return CausalLM(config, dtype).requires_grad_(False)
+        model = CausalLM(config, dtype).requires_grad_(False)
+    model.draw_weights()
+    return model
 
 
 @contextlib.contextmanager

@@ -34,19 +34,25 @@ class AttentionLayer(Protocol):
 
 
 class CausalLM(nn.Module):
-    """config: transformers' for one of `supported.SUPPORTED`."""
+    """config: transformers' for one of `supported.SUPPORTED`. The weights are whatever was in memory: load them, or
+    `draw_weights`."""
 
     def __init__(self, config: Any, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
         self.model = _Decoder(config, dtype)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self.lm_head = _Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
         self.tie_weights()
 
     def tie_weights(self) -> None:
         """Let the output head be the embedding, if the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def draw_weights(self) -> None:
+        """Random matrices, and ones elsewhere."""
+        for weight in self.parameters():
+            nn.init.normal_(weight, 0.0, 0.02) if weight.dim() > 1 else nn.init.ones_(weight)
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +96,7 @@ class CausalLM(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self, config: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(_Layer(config, number, dtype) for number in range(config.num_hidden_layers))
         self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
 
@@ -117,10 +123,10 @@ class _Attention(nn.Module):
         self._dim = dim = getattr(config, "head_dim", None) or hidden // heads
         told = family in ("llama", "qwen3", "smollm3")  # of the others a config may say it too, and means nothing
         biased = config.attention_bias if told else family == "qwen2"
-        self.q_proj = nn.Linear(hidden, heads * dim, biased, dtype=dtype)
-        self.k_proj = nn.Linear(hidden, config.num_key_value_heads * dim, biased, dtype=dtype)
-        self.v_proj = nn.Linear(hidden, config.num_key_value_heads * dim, biased, dtype=dtype)
-        self.o_proj = nn.Linear(heads * dim, hidden, biased and told, dtype=dtype)
+        self.q_proj = _Linear(hidden, heads * dim, biased, dtype=dtype)
+        self.k_proj = _Linear(hidden, config.num_key_value_heads * dim, biased, dtype=dtype)
+        self.v_proj = _Linear(hidden, config.num_key_value_heads * dim, biased, dtype=dtype)
+        self.o_proj = _Linear(heads * dim, hidden, biased and told, dtype=dtype)
         normed = family == "qwen3"
         self.q_norm = _RMSNorm(dim, config.rms_norm_eps, dtype) if normed else nn.Identity()
         self.k_norm = _RMSNorm(dim, config.rms_norm_eps, dtype) if normed else nn.Identity()
@@ -160,12 +166,22 @@ class _MLP(nn.Module):
         super().__init__()
         hidden, wide = config.hidden_size, config.intermediate_size
         biased = config.model_type in ("llama", "smollm3") and config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, wide, biased, dtype=dtype)
-        self.up_proj = nn.Linear(hidden, wide, biased, dtype=dtype)
-        self.down_proj = nn.Linear(wide, hidden, biased, dtype=dtype)
+        self.gate_proj = _Linear(hidden, wide, biased, dtype=dtype)
+        self.up_proj = _Linear(hidden, wide, biased, dtype=dtype)
+        self.down_proj = _Linear(wide, hidden, biased, dtype=dtype)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Leave them as they are: weights are loaded, and to draw them for nothing takes two seconds of imports."""
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """As for `_Linear`."""
 
 
 class _RMSNorm(nn.Module):
@@ -173,7 +189,7 @@ class _RMSNorm(nn.Module):
 
     def __init__(self, width: int, epsilon: float, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
         self._epsilon = epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
