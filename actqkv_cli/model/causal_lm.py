@@ -72,7 +72,7 @@ class CausalLM(nn.Module):
         """Feed tokens `(B, W)` to the first `depth` layers, or to all: `(B, W, hidden)`, before the last norm.
 
         rows: for each sequence, an attention for each of these layers; lengths: how many tokens of each sequence, from
-        its end, are no padding.
+        its end, are no padding. Raises ValueError for too few or too many of either.
         """
         if len(rows) != len(ids):
             raise ValueError(f"attention for {len(rows)} sequences, and tokens of {len(ids)}")
