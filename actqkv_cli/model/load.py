@@ -61,6 +61,8 @@ def load_config(files: ModelFiles) -> Any:
             CausalLM(config)
         frequencies(config)
     except Exception as error:  # nothing checks what a config says
+        if out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"the config of {files.name} cannot be used: {reason}") from error
     refuse_unfit(config.to_dict())  # a field may have two names

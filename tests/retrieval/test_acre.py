@@ -382,7 +382,7 @@ def test_a_planted_key_gets_its_group_refilled(
     scope: str, blocks: int, place: int, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An L1 key parallel to what the question asks in the last layer; with `layer` that layer alone refills it."""
-    asked = tiny.question(tiny.tokens(1, 10))
+    asked = tiny.question(tiny.tokens(1, 11))
     queries: dict[int, Tensor] = {}
     real = acre.Policy.select
 
