@@ -171,6 +171,12 @@ def test_logits_are_those_of_transformers(name: str, dtype: torch.dtype) -> None
     assert torch.equal(ours, expected)
 
 
+def test_cos_and_sin_are_rounded_to_the_type_of_the_model() -> None:
+    """As in its training, also where a kernel computes in fp32."""
+    for table in Rotary(variant("llama", torch.bfloat16)).halves(100):
+        assert torch.equal(table, table.bfloat16().float())
+
+
 def test_stock_shares_the_weights_and_leaves_the_model_as_it_was() -> None:
     model = variant("tied")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
