@@ -31,8 +31,8 @@ def locate(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
     if spec == "default":
         choice = choose_default(settings, quiet)
         spec = choice.model.name
-        if choice.crowded:
-            client.stop()  # it is idle, and comes back with the next question
+        if choice.crowded and client.stop() and not quiet:  # it is idle, and comes back with the next question
+            note("the worker is stopped: its memory is needed")
     return fetch_files(spec, settings, quiet)
 
 

@@ -21,7 +21,7 @@ def refuse_unfit(config: Mapping[str, Any]) -> None:
     architectures = config.get("architectures") or []
     if architectures and not any(str(name).endswith("ForCausalLM") for name in architectures):
         raise UsageError(f"{architectures[0]} is not a language model that answers", hint)
-    if (activation := config.get("hidden_act", "silu")) != "silu":
+    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):  # two names of one
         raise UsageError(f"{family} with the activation {activation} is not supported", hint)
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None

@@ -262,7 +262,9 @@ def test_an_unknown_type() -> None:
 @pytest.mark.parametrize("rope", [None, {"rope_type": "llama3"}, {"type": "linear"}, {"rope_theta": 1e4}])
 def test_what_is_supported(family: str, rope: dict[str, Any] | None) -> None:
     architectures = ["AnythingForCausalLM"]
-    refuse_unfit({"model_type": family, "architectures": architectures, "rope_scaling": rope})
+    for activation in ("silu", "swish"):
+        config = {"model_type": family, "architectures": architectures, "rope_scaling": rope, "hidden_act": activation}
+        refuse_unfit(config)
 
 
 OTHERS = ["gpt2", "bloom", "mpt", "opt", "deepseek_v3", "mamba", "jamba", "falcon_h1", "recurrent_gemma"]
