@@ -38,3 +38,18 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         graph[module] = {name if name in paths else name.rpartition(".")[0] for name in names} & paths.keys()
     assert "actqkv_cli.commands.ask" in graph["actqkv_cli.main"]  # in a function
     TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
+
+
+def test_what_a_kernel_is_not_specialized_for_is_among_its_parameters() -> None:
+    """Triton takes any name there, and compiles anew for the values of the parameter that was meant."""
+    checked = 0
+    for path in (ROOT / "kernels").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for kernel in (node for node in nodes if isinstance(node, ast.FunctionDef)):
+            parameters = {argument.arg for argument in kernel.args.args}
+            for call in (decorator for decorator in kernel.decorator_list if isinstance(decorator, ast.Call)):
+                for keyword in call.keywords:
+                    if keyword.arg == "do_not_specialize" and isinstance(keyword.value, ast.List):
+                        assert {*ast.literal_eval(keyword.value)} <= parameters
+                        checked += 1
+    assert checked

@@ -29,7 +29,7 @@ class StepState:
     """Where a recorded decoding step stands, on the device.
 
     offset: int32 `()`, tokens fed before; query_positions: int32 `(2, 1)`, of the token that is fed; chosen: int32
-    `(most,)`, the blocks that the step selected, then -1.
+    `(max_blocks,)`, the blocks that the step selected, then -1.
     """
 
     offset: Tensor
@@ -211,14 +211,14 @@ class Layer:
         self._tables = self._rotary.halves(self._last_position(base))  # others may replace them by larger ones
         if not isinstance(policy, PerToken):
             return
-        most = len(state.chosen)
-        self.pool.reserve_free(3 * most)  # so that what one token chose is still there for the next
+        max_blocks = len(state.chosen)
+        self.pool.reserve_free(3 * max_blocks)  # so that what one token chose is still there for the next
         far, sinks = self._far_list, len(self._sink)
-        extra = sinks + most - len(far.slots)
+        extra = sinks + max_blocks - len(far.slots)
         self._far_list = PageList(
             pad(far.slots, (0, extra)), pad(far.positions, (0, 0, 0, extra), value=-1), far.count, far.as_stored
         )
-        self._far_list.count.fill_(sinks + most)
+        self._far_list.count.fill_(sinks + max_blocks)
         self._table = self.pool.table(self._layer)
 
     def reads(self) -> tuple[Tensor, ...]:

@@ -32,8 +32,8 @@ class RecordedStep:
         self._ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         offset = torch.zeros((), dtype=torch.int32, device=device)
         positions = torch.stack([layer.next_positions() for layer in self._layers])  # (L, 2, 1)
-        most = policy.most() if isinstance(policy, PerToken) else 0
-        chosen = torch.full((len(self._layers), most), -1, dtype=torch.int32, device=device)
+        max_blocks = policy.max_blocks() if isinstance(policy, PerToken) else 0
+        chosen = torch.full((len(self._layers), max_blocks), -1, dtype=torch.int32, device=device)
         for number, layer in enumerate(self._layers):
             layer.record(StepState(offset, positions[number], chosen[number]), policy)
         self._offset, self._positions, self._chosen = offset, positions, chosen

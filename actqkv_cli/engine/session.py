@@ -72,7 +72,7 @@ class Session:
         return Task(
             resident=self.resident,
             candidates=layout.candidates(self.tokens),
-            blocks=layout.retrieved_blocks,
+            block_budget=layout.retrieved_blocks,
             block_size=self.layout.block_size,
             tokens=self.tokens,
             unranked=self.context.unranked,

@@ -17,9 +17,9 @@ class FixedScores:
         layers = task.resident.layers
         ours = scores.expand(layers, -1)[:, candidates.start : candidates.stop]
         if scores.dim() == 1:
-            self._chosen = [best(ours[0], task.blocks, candidates.start)] * layers
+            self._chosen = [best(ours[0], task.block_budget, candidates.start)] * layers
         else:
-            self._chosen = [best(layer, task.blocks, candidates.start) for layer in ours]
+            self._chosen = [best(layer, task.block_budget, candidates.start) for layer in ours]
 
     def begin(self, step: Pass) -> None:
         pass

@@ -73,16 +73,15 @@ def kv_head(head: int, query_heads: int, kv_heads: int) -> int:
 class Task:
     """One question to one document, as a policy sees it.
 
-    candidates: the blocks behind the sink, and before the newest turns of a conversation; blocks: how many of them a
-    layer may have, on average;
-    unranked: tokens that may not be ranked, int64 on the CPU: the sink, at which every head looks whatever is asked;
-    own: the question's own tokens in its window (template left out); text: the question itself; before: the turn of the
-    conversation that it follows.
+    candidates: the blocks behind the sink, and before the newest turns of a conversation; block_budget: how many of
+    them a layer may have, on average; unranked: tokens that may not be ranked, int64 on the CPU: the sink, at which
+    every head looks whatever is asked; own: the question's own tokens in its window (template left out); text: the
+    question itself; before: the turn of the conversation that it follows.
     """
 
     resident: Resident
     candidates: range
-    blocks: int
+    block_budget: int
     block_size: int
     tokens: int
     unranked: Tensor
@@ -191,17 +190,18 @@ class PerToken(QueryDriven):
         """The candidates' scores `(C,)` fp32, for queries `(H, W, d)`."""
         raise NotImplementedError
 
-    def blocks(self, layer: int) -> int | Tensor:
+    def block_budget(self, layer: int) -> int | Tensor:
         """How many blocks the layer may have: a number, or `()` integer on the device."""
-        return self.task.blocks
+        return self.task.block_budget
 
-    def most(self) -> int:
-        """How many blocks a layer has at most."""
-        return min(self.task.blocks, len(self.task.candidates))
+    def max_blocks(self) -> int:
+        """How many blocks any layer may have."""
+        return min(self.task.block_budget, len(self.task.candidates))
 
     def choose(self, layer: int, queries: Tensor) -> TopBlocks:
         """As `select`, and nothing waits for the device."""
-        return top_blocks(self.scores(layer, queries), self.blocks(layer), self.task.candidates.start, self.most())
+        budget, first = self.block_budget(layer), self.task.candidates.start
+        return top_blocks(self.scores(layer, queries), budget, first, self.max_blocks())
 
     def select(self, layer: int, queries: Tensor) -> Tensor:
         if self.selects or layer not in self.chosen:

@@ -197,8 +197,8 @@ def test_asking_keeps_to_the_budget(document: Path, policy: str, budget: int, mo
     with tiny.opened(tiny.model(), document, budget) as session:
         task = session.task(tiny.question(tiny.tokens(9)))
         run = session.start(tiny.question(tiny.tokens(9, 10)), policy, 8)
-        share = len(task.candidates) if policy == "full" else task.blocks
-        assert task.blocks == (budget - tiny.SINK) // tiny.BLOCK
+        share = len(task.candidates) if policy == "full" else task.block_budget
+        assert task.block_budget == (budget - tiny.SINK) // tiny.BLOCK
         for number, token in enumerate(tiny.tokens(8).tolist()):
             fed_before = 9 + number - 1 if number else 0  # question and answer count beside the budget
             assert run.attended_tokens == [beside - fed_before for beside in attended.beside[-4:]]

@@ -393,7 +393,7 @@ def test_a_planted_key_gets_its_group_refilled(
     monkeypatch.setattr(acre.Policy, "select", noting)
     with tiny.opened(tiny.model(), original, tiny.SINK + blocks * tiny.BLOCK) as session:
         task = session.task(asked)
-        size, most = grouping(len(task.candidates), task.blocks * tiny.BLOCK, tiny.BLOCK)
+        size, most = grouping(len(task.candidates), task.block_budget * tiny.BLOCK, tiny.BLOCK)
         assert (size, most > 0) == (2 if blocks == 5 else 1, True)
         group = next(group for group in groups_of(task.candidates, size) if place in group)
         before = session.start(asked, f"acre{scope}", 0)

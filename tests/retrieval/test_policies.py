@@ -139,7 +139,7 @@ def test_what_is_chosen_on_the_device_is_what_is_selected(name: str) -> None:
                 queries = question(7, layer, 1)
                 selected, chosen = policies[0].select(layer, queries), policies[1].choose(layer, queries)
                 assert isinstance(selected, Tensor)
-                assert len(chosen.ids) == policies[1].most()
+                assert len(chosen.ids) == policies[1].max_blocks()
                 assert int(chosen.count) == len(selected)
                 assert chosen.ids[chosen.ids >= 0].tolist() == selected.tolist()
 

@@ -34,9 +34,9 @@ class Policy(QueryDriven):
         self._options = options
         self.scout_layers = layers = task.resident.layers
         count = len(task.candidates)
-        self._size, self._max_refilled = grouping(count, task.blocks * task.block_size, task.block_size)
+        self._size, self._max_refilled = grouping(count, task.block_budget * task.block_size, task.block_size)
         if "l1" in options:
-            self._size, self._max_refilled = l1_grouping(count, task.blocks * task.block_size), 0
+            self._size, self._max_refilled = l1_grouping(count, task.block_budget * task.block_size), 0
         if "all" in options:
             self._size, self._max_refilled = 1, count
         starts = range(0, count, self._size) if self._size else range(0)

@@ -27,14 +27,14 @@ class Policy(PerToken):
         self._options = options
         layers, device = task.resident.layers, task.resident.device
         self.densities = torch.zeros(layers, device=device)
-        self._shares = torch.full((layers,), task.blocks, device=device)
+        self._shares = torch.full((layers,), task.block_budget, device=device)
 
     def begin(self, step: Pass) -> None:
         """A decoding step shares out the budget by the densities of the step before it; a question, evenly."""
         super().begin(step)
         if step == "decode" and self.selects and "uniform" not in self._options:
             sharpness = 1 - self.densities + _MIN_SHARPNESS
-            self._shares.copy_(budget_shares(sharpness, self.task.blocks, len(self.task.candidates)))
+            self._shares.copy_(budget_shares(sharpness, self.task.block_budget, len(self.task.candidates)))
 
     def scores(self, layer: int, queries: Tensor) -> Tensor:
         task = self.task
@@ -43,11 +43,11 @@ class Policy(PerToken):
         self.densities[layer] = density(scores)
         return scores
 
-    def blocks(self, layer: int) -> Tensor:
+    def block_budget(self, layer: int) -> Tensor:
         return self._shares[layer]
 
-    def most(self) -> int:
-        return min(2 * self.task.blocks, len(self.task.candidates))
+    def max_blocks(self) -> int:
+        return min(2 * self.task.block_budget, len(self.task.candidates))
 
 
 def candidate_scores(

@@ -10,5 +10,5 @@ from actqkv_cli.retrieval.policy import Task
 
 class Policy(FixedScores):
     def __init__(self, task: Task) -> None:
-        everything = replace(task, blocks=len(task.candidates))
+        everything = replace(task, block_budget=len(task.candidates))
         super().__init__(everything, torch.arange(task.candidates.stop))

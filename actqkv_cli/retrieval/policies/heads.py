@@ -44,7 +44,7 @@ class Policy:
 
     def selection(self, score: Tensor) -> Selection:
         """What to attend to, by the scores `(N,)` that blocks are ranked by: the best, wherever they stand."""
-        return best_spans(self._task, score, self._task.blocks, length=1)
+        return best_spans(self._task, score, self._task.block_budget, length=1)
 
     def select(self, layer: int, queries: Tensor) -> Selection:
         if self._scouting:

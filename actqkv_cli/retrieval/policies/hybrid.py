@@ -27,9 +27,9 @@ class Policy(heads.Policy):
 
     def selection(self, score: Tensor) -> Selection:
         task = self._task
-        if strength(score) < _STRONG or task.blocks >= len(task.candidates):
+        if strength(score) < _STRONG or task.block_budget >= len(task.candidates):
             return super().selection(score)
-        return best_spans(task, score, min(task.blocks, _SPAN_ROOM), _SPAN)
+        return best_spans(task, score, min(task.block_budget, _SPAN_ROOM), _SPAN)
 
 
 def fused(*scores: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class Policy:
 
     def __init__(self, task: Task) -> None:
         self._scores = lexical_scores(task)
-        self._chosen = best_spans(task, self._scores, task.blocks, length=1)
+        self._chosen = best_spans(task, self._scores, task.block_budget, length=1)
         self._read = self._chosen.read(task.block_size)
 
     def begin(self, step: Pass) -> None:

@@ -33,11 +33,11 @@ def top_blocks(scores: Tensor, count: int | Tensor, first: int, max_count: int) 
     return ids, taken
 
 
-@triton.jit(do_not_specialize=["count", "n", "first", "most"])
+@triton.jit(do_not_specialize=["count", "n", "first", "max_count"])
 def _top_blocks(
     p_scores,  # (n,)
     count,
-    p_ids,  # (most,)
+    p_ids,  # (max_count,)
     p_taken,  # ()
     n,
     first,
