@@ -17,7 +17,10 @@ And how what others raise is recognised as one of them.
 import errno
 
 # The last is what Python says of an extension that found no memory while it was imported, and did not say so.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "error return without exception set")
+_NO_MEMORY = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "error return without exception set",
+    "can't start new thread",  # each wants memory of its own
+)  # fmt: skip
 
 
 class ActqkvError(Exception):

@@ -1,4 +1,4 @@
-"""A model by its name, as the settings want it: fetched if need be, and loaded."""
+"""A model's files by its name, as the settings want it: fetched if need be."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ from actqkv_cli.worker import client
 
 if TYPE_CHECKING:
     from actqkv_cli.model.choose import Choice
-    from actqkv_cli.model.load import LoadedModel
 
 
 def fetch_files(spec: str, settings: Settings, quiet: bool) -> ModelFiles:
@@ -51,14 +50,3 @@ def choose_default(settings: Settings, quiet: bool) -> "Choice":
 def is_here(model: KnownModel, settings: Settings) -> bool:
     """Whether the model is fetched and converted."""
     return folder_of(model, settings.cache / "models").is_dir()
-
-
-def load(files: ModelFiles, dtype: str, settings: Settings) -> "LoadedModel":
-    """Raises what `load_model` raises."""
-    from transformers.utils import logging
-
-    from actqkv_cli.model.load import load_model
-
-    loaded = load_model(files, dtype=dtype, device=settings.device)
-    logging.set_verbosity_error()  # what transformers has to say while the model computes is for programmers
-    return loaded

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import fetch_files, load
+from actqkv_cli.loading import fetch_files
 from actqkv_cli.store.library import Entry
 from actqkv_cli.store.locks import reading
 from actqkv_cli.store.manifest import Manifest, check_identity, decisive
@@ -87,7 +87,9 @@ class Runtime:
         for manifest in manifests:
             check_identity(decisive(manifest.model), decisive(ours))
         if self._loaded is None:
-            model = load(files, dtype, settings)
+            from actqkv_cli.model.load import load_model
+
+            model = load_model(files, dtype=dtype, device=settings.device)
             self._loaded = _Loaded(settings.home, model, _cache_beside(model))
         else:
             _check_same(self._loaded, files, dtype, settings)

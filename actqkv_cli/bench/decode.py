@@ -20,6 +20,7 @@ from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import session_over
 from actqkv_cli.model.causal_lm import CausalLM
+from actqkv_cli.model.config import ModelConfig
 from actqkv_cli.model.load import DTYPES
 from actqkv_cli.model.prompt import EncodedQuestion
 from actqkv_cli.model.shape import Shape
@@ -62,12 +63,12 @@ class _RandomReader:
 
 
 def measure(
-    config: dict[str, Any], lengths: list[int], policies: list[str], budget: int | None, rounds: int, tokens: int,
+    config: ModelConfig, lengths: list[int], policies: list[str], budget: int | None, rounds: int, tokens: int,
     device: torch.device, dtype: str,
 ) -> dict[str, Any]:  # fmt: skip
     """A record: a row for each length of a document, in tokens, and each policy; beside the time that reading the
     weights takes at the rate at which this machine copies memory."""
-    shape = Shape.of(config)
+    shape = config.shape
     model = _random_model(config, device, DTYPES[dtype])
     compute = measure_compute(shape, DTYPES[dtype], device)
     # Of the embedding a step reads one row; an output head that is tied to it is read whole.
@@ -102,11 +103,9 @@ def measure(
     }
 
 
-def _random_model(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> CausalLM:
-    from transformers import AutoConfig
-
+def _random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalLM:
     with device:
-        model = CausalLM(AutoConfig.for_model(**config), dtype).requires_grad_(False)
+        model = CausalLM(config, dtype).requires_grad_(False)
     model.draw_weights()
     return model
 

@@ -14,7 +14,6 @@ from actqkv_cli.engine.calibration import READING
 from actqkv_cli.engine.ingest import geometry_of
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.model.load import LoadedModel
-from actqkv_cli.model.shape import Shape
 from actqkv_cli.model.stock import stock_model
 from actqkv_cli.store.library import scratch
 from actqkv_cli.store.manifest import Reading, synthetic_draft
@@ -70,7 +69,7 @@ def _time_stock(decoder: Any, ids: Tensor, window: int) -> float:
 
 def _time_prefill(loaded: LoadedModel, ids: Tensor, reading: Reading, home: Path) -> float:
     """Seconds of the prefill that `ingest` does, segments on disk included."""
-    geometry = geometry_of(Shape.of(loaded.model.config.to_dict()), loaded.dtype)
+    geometry = geometry_of(loaded.model.config.shape, loaded.dtype)
     draft = synthetic_draft("bench", geometry, reading, len(ids))
     with scratch(home) as parent:
         began = time.perf_counter()

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from actqkv_cli.engine.run import Run
 from actqkv_cli.engine.session import Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedQuestion, encode_question
+from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.retrieval.policy import strength
 
 REFERENCE = "full"
@@ -147,11 +147,11 @@ def gold_blocks(context: Context, doc_index: int, example: Example) -> list[set[
     return found
 
 
-def _gold_tokens(tokenizer: Any, example: Example) -> Tensor:
+def _gold_tokens(tokenizer: Tokenizer, example: Example) -> Tensor:
     if not example.answers:
         return torch.empty(0, dtype=torch.int64)
     text = ", ".join(example.answers) if example.metric in _ALL_ANSWERS else example.answers[0]
-    return torch.tensor(tokenizer(" " + text if example.prefix else text, add_special_tokens=False)["input_ids"])
+    return torch.tensor(tokenizer.encode(" " + text if example.prefix else text))
 
 
 def _recall(run: Run, context: Context, doc_index: int, example: Example) -> dict[str, float]:

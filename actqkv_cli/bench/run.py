@@ -95,16 +95,15 @@ def measure_all(
                             for doc_index, example in batch
                             for row in measure_fidelity(loaded, session, doc_index, example, policies)
                         ]
-                    texts = [
-                        (
-                            example,
-                            yardsticks.texts(session, loaded.tokenizer, doc_index, example, _settings(example, plan)),
+                    given: dict[Setting, list[tuple[str, Example]]] = {}
+                    for doc_index, example in batch:
+                        texts = yardsticks.texts(
+                            session, loaded.tokenizer, doc_index, example, _settings(example, plan)
                         )
-                        for doc_index, example in batch
-                    ]
-                for example, given in texts:
-                    for setting, text in given.items():
-                        answer = yardsticks.stock_answer(stock, loaded, text, example)
+                        for setting, text in texts.items():
+                            given.setdefault(setting, []).append((text, example))
+                for setting, read in given.items():
+                    for (_, example), answer in zip(read, yardsticks.stock_answers(stock, loaded, read), strict=True):
                         values = judge(example, answer, not declines(answer))
                         found.append(make_row(example, side_by_side, setting, values, answer))
                 results.append(folder, found)
@@ -151,4 +150,5 @@ def _scratch_document(
     with DocumentReader(store) as reader:
         yield reader
     for entry in list_entries(library):
-        remove(library, entry)
+        if entry.folder == store:
+            remove(library, entry)

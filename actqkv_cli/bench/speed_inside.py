@@ -142,14 +142,13 @@ def read(job: Spec) -> dict[str, Any]:
     from actqkv_cli.bench.ingest import measure
     from actqkv_cli.bench.machine import describe, measure_compute, measure_disk
     from actqkv_cli.model.load import DTYPES
-    from actqkv_cli.model.shape import Shape
     from actqkv_cli.store.library import scratch
     from actqkv_cli.store.manifest import load_manifest
 
     loaded, _ = _load(job)
     home = Path(job.document).parent
     window = load_manifest(Path(job.document)).reading.window
-    shape = Shape.of(loaded.model.config.to_dict())
+    shape = loaded.model.config.shape
     ids = _document_ids(job)[: job.full_tokens]
     with scratch(home) as folder:
         disk = measure_disk(folder)
@@ -164,7 +163,6 @@ def read(job: Spec) -> dict[str, Any]:
 
 def _load(job: Spec) -> "tuple[LoadedModel, dict[str, float]]":
     import torch  # noqa: F401
-    from transformers import AutoConfig, PreTrainedTokenizerFast  # noqa: F401
 
     from actqkv_cli.model.files import ModelFiles
     from actqkv_cli.model.load import load_model

@@ -5,10 +5,11 @@ blocks that the default policy attended to, read anew.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from actqkv_cli.bench.examples import Example
 from actqkv_cli.bench.paired import Setting
@@ -16,6 +17,7 @@ from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.retrieval.lexical import block_texts
 
 GOLD, REREAD = "gold", "reread"
@@ -23,7 +25,7 @@ YARDSTICKS = (GOLD, REREAD)
 
 
 def texts(
-    session: Session, tokenizer: Any, doc_index: int, example: Example, settings: Sequence[Setting]
+    session: Session, tokenizer: Tokenizer, doc_index: int, example: Example, settings: Sequence[Setting]
 ) -> dict[Setting, str]:
     """What the model is given under those settings that are yardsticks. doc_index: as in
     `quality.measure_fidelity`."""
@@ -49,20 +51,28 @@ def _text_of(context: Context, doc_index: int, blocks: set[int]) -> str:
     return "".join("\n\n" * (block in begins) + block_text[block] for block in ours).strip()
 
 
-def stock_answer(stock: Any, loaded: LoadedModel, text: str, example: Example) -> str:
-    """What transformers alone generates, greedily, behind a text and the question. stock: the model, as
-    `model.stock` makes it."""
-    document = encode_document(loaded.tokenizer, [(1, 0, text)]).ids.long()
-    question = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix).ids
-    ids = torch.cat([document, question])[None].to(loaded.device)
+def stock_answers(stock: Any, loaded: LoadedModel, asked: Sequence[tuple[str, Example]]) -> list[str]:
+    """What transformers alone generates, greedily, behind texts and questions, which go through the model together.
+
+    stock: the model, as `model.stock` makes it; asked: questions of one length of answer.
+    """
+    prompts = []
+    for text, example in asked:
+        document = encode_document(loaded.tokenizer, [(1, 0, text)]).ids.long()
+        question = encode_question(loaded.tokenizer, example.question, example.instruction, example.prefix).ids
+        prompts.append(torch.cat([document, question]))
     stop = sorted(loaded.stop_tokens)
+    pad = stop[0] if stop else 0
+    ids = pad_sequence(prompts, batch_first=True, padding_value=pad, padding_side="left")
+    length = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(ids.shape[1]) >= ids.shape[1] - length[:, None]
     with torch.inference_mode():
         out = stock.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            ids.to(loaded.device),
+            attention_mask=mask.long().to(loaded.device),
             generation_config=type(stock.generation_config)(
-                max_new_tokens=example.max_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+                max_new_tokens=asked[0][1].max_tokens, do_sample=False, eos_token_id=stop, pad_token_id=pad
             ),
         )
-    answer: str = loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    return answer.strip()
+    answers = (takewhile(lambda token: token not in stop, row) for row in out[:, ids.shape[1] :].tolist())
+    return [loaded.tokenizer.decode(list(answer)).strip() for answer in answers]

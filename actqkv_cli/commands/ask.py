@@ -166,7 +166,6 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
 def _import() -> None:
     """What takes seconds, in one place, so that it can be told apart."""
     import torch  # noqa: F401
-    from transformers import AutoConfig, PreTrainedTokenizerFast  # noqa: F401
 
     import actqkv_cli.engine.session  # noqa: F401
 

@@ -11,7 +11,7 @@ from actqkv_cli.commands.plan import synthetic_config
 from actqkv_cli.config import BUDGET, Settings, load_settings
 from actqkv_cli.documents import read_document
 from actqkv_cli.errors import UsageError
-from actqkv_cli.loading import load, locate
+from actqkv_cli.loading import locate
 from actqkv_cli.output import note, print_json, progress
 from actqkv_cli.store.library import Entry, find, scratch
 
@@ -65,6 +65,7 @@ def quality(options: Quality, settings: Settings) -> None:
     from actqkv_cli.bench.quality import REFERENCE
     from actqkv_cli.bench.run import measure_all
     from actqkv_cli.bench.yardsticks import GOLD, YARDSTICKS
+    from actqkv_cli.model.load import load_model
     from actqkv_cli.retrieval.policies import check_policy
 
     policies, budgets = options.policies.split(","), numbers("--budgets", options.budgets)
@@ -82,7 +83,7 @@ def quality(options: Quality, settings: Settings) -> None:
     entry = find(settings.home, options.doc) if options.doc is not None else None
     known = entry.manifest.model if entry and entry.manifest and settings.model == "default" else {}
     spec, dtype = known.get("name", settings.model), known.get("dtype", settings.dtype)
-    loaded = load(locate(spec, settings, quiet=options.as_json), dtype, settings)
+    loaded = load_model(locate(spec, settings, quiet=options.as_json), dtype=dtype, device=settings.device)
     examples = _examples(options, lengths, loaded, entry)
     if GOLD in policies and any(example.document for example in examples):
         raise UsageError("these questions come without passages, so gold has nothing to read", "leave gold out")
@@ -120,7 +121,7 @@ def _examples(options: Quality, lengths: list[int], loaded: "LoadedModel", entry
     from actqkv_cli.bench.generators import GENERATORS, generate, needle_grid
 
     def count(text: str) -> int:
-        return len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(loaded.tokenizer.encode(text))
 
     haystack = read_document(options.haystack).text if options.haystack else None
     examples: list[Example] = []
@@ -237,6 +238,7 @@ def decode(
 ) -> None:
     """What a decoding step takes over documents of some lengths. tokens: these lengths, by commas."""
     from actqkv_cli.bench.decode import measure
+    from actqkv_cli.model.config import parse_config
     from actqkv_cli.model.load import choose_device, choose_dtype
     from actqkv_cli.model.synthetic import config_of
     from actqkv_cli.retrieval.policies import check_policy
@@ -247,7 +249,7 @@ def decode(
     for policy in policies:
         check_policy(policy)
     device = choose_device(settings.device)
-    config, dtype = config_of(synthetic), choose_dtype(settings.dtype, device)
+    config, dtype = parse_config(config_of(synthetic)), choose_dtype(settings.dtype, device)
     record = measure(config, lengths, policies, settings.budget, rounds, max_tokens, device, dtype)
     if as_json:
         print_json(record)
@@ -268,9 +270,11 @@ def ingest(path: Path, rounds: int, settings: Settings, as_json: bool) -> None:
     """Tokens per second of reading a document, beside the stock model's."""
     from actqkv_cli.bench.ingest import measure
     from actqkv_cli.engine.ingest import encode
+    from actqkv_cli.model.load import load_model
 
     document = read_document(path)
-    loaded = load(locate(settings.model, settings, quiet=as_json), settings.dtype, settings)
+    files = locate(settings.model, settings, quiet=as_json)
+    loaded = load_model(files, dtype=settings.dtype, device=settings.device)
     ids, budget = encode(document, loaded.tokenizer).ids, settings.budget or BUDGET
     result = measure(loaded, ids, budget, settings.window, rounds, settings.home)
     if as_json:

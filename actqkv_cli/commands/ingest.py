@@ -9,7 +9,7 @@ from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
 from actqkv_cli.errors import ActqkvError, DiskFull, DocumentError, OutOfMemory, OverDiskLimit, UsageError
 from actqkv_cli.failures import foreseen
-from actqkv_cli.loading import is_here, load, locate
+from actqkv_cli.loading import is_here, locate
 from actqkv_cli.model.catalogue import find
 from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.heads import load_calibration
@@ -56,7 +56,9 @@ def run(
             else:
                 chosen = files_of_model = chosen or locate(settings.model, settings, quiet)
             if loaded is None or loaded.files != files_of_model:
-                loaded = load(files_of_model, settings.dtype, settings)
+                from actqkv_cli.model.load import load_model
+
+                loaded = load_model(files_of_model, dtype=settings.dtype, device=settings.device)
             from actqkv_cli.engine.ingest import ingest
 
             try:

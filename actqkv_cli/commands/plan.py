@@ -20,7 +20,7 @@ from actqkv_cli.engine.planted import FACTS
 from actqkv_cli.errors import ActqkvError, UsageError
 from actqkv_cli.loading import choose_default, is_here, locate
 from actqkv_cli.model.catalogue import KnownModel, find
-from actqkv_cli.model.files import ModelFiles
+from actqkv_cli.model.files import ModelFiles, read_json
 from actqkv_cli.model.synthetic import TOKENIZER, config_of
 from actqkv_cli.output import note, print_json
 from actqkv_cli.store.library import list_entries, scratch
@@ -65,27 +65,30 @@ class Setup:
 
 def run(path: Path, synthetic: str | None, settings: Settings, as_json: bool) -> None:
     """Tokens, disk, time, and from which question on it pays. Loads a tokenizer and no weights."""
-    document, known = read_document(path), synthetic_config(synthetic, settings)
+    document, source = read_document(path), synthetic_config(synthetic, settings)
     for warning in document.warnings:
         note(f"warning: {warning}")
     spec = _spec(synthetic, settings, as_json)
     absent = find(spec)
     if absent is None or is_here(absent, settings):
         files, absent = locate(spec, settings, as_json), None
+        source = source or read_json(files.folder / "config.json")
     else:  # gigabytes are not fetched for a plan
-        files, known = None, config_of(absent.shape)
+        files, source = None, config_of(absent.shape)
     name = synthetic or (files.name if files else spec)
     import torch
 
     from actqkv_cli.bench.machine import measure_compute
     from actqkv_cli.engine.ingest import encode, geometry_of
-    from actqkv_cli.model.load import DTYPES, choose_device, choose_dtype, load_tokenizer
-    from actqkv_cli.model.shape import Shape, causal_pairs
+    from actqkv_cli.model.config import parse_config
+    from actqkv_cli.model.load import DTYPES, choose_device, choose_dtype
+    from actqkv_cli.model.shape import causal_pairs
+    from actqkv_cli.model.tokenizer import load_tokenizer
 
-    config = _config(files, known)
+    config = parse_config(source)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    shape, reading = Shape.of(config.to_dict()), reading_of(settings)
+    shape, reading = config.shape, reading_of(settings)
     if files is None:
         tokens = math.ceil(len(document.text) / _CHARACTERS)
     else:
@@ -207,18 +210,6 @@ def synthetic_config(name: str | None, settings: Settings) -> dict[str, Any] | N
     return None if name is None else config_of(name)
 
 
-def _config(files: ModelFiles | None, synthetic: dict[str, Any] | None) -> Any:
-    """The model's config, with transformers' own defaults. Raises UsageError for one that we do not read."""
-    from transformers import AutoConfig
-
-    from actqkv_cli.model.load import load_config
-
-    if synthetic is not None:
-        return AutoConfig.for_model(**synthetic)
-    assert files is not None
-    return load_config(files)
-
-
 def _window_seconds(
     config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int,
     folder: Path,
@@ -250,17 +241,11 @@ def _window_seconds(
 
 def _thin(config: Any, shape: "Shape", layers: int, dtype: "torch.dtype", device: "torch.device") -> Any:
     """A random model of the same layers, but fewer, and of a small vocabulary, for reading needs no other."""
-    import copy
-
     import torch
 
     from actqkv_cli.model.causal_lm import CausalLM
 
-    config = copy.deepcopy(config)
-    for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == shape.layers:  # a kind for every layer
-            setattr(config, name, value[:layers])
-    config.num_hidden_layers, config.vocab_size = layers, 256
+    config = config.model_copy(update={"num_hidden_layers": layers, "vocab_size": 256})
     with torch.device(device):
         model = CausalLM(config, dtype).requires_grad_(False)
     model.draw_weights()

@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from actqkv_cli.engine.run import Run
+from actqkv_cli.model.tokenizer import Tokenizer
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could move a terminal's cursor, or worse
 _LONGEST_PERIOD = 16  # tokens
@@ -48,7 +49,7 @@ Advance = Callable[[list[Run], list[int]], object]
 
 def decode(
     run: Run,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     stop: Collection[int],
     sampling: Sampling,
     on_text: Callable[[str], None] = lambda piece: None,
@@ -73,7 +74,7 @@ def decode(
 def decode_all(
     runs: Sequence[Run],
     step: Advance,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     stop: Collection[int],
     sampling: Sampling,
     on_text: Callable[[int, str], None] = lambda row, piece: None,
@@ -97,8 +98,8 @@ def decode_all(
 class _Writer:
     """The state of one answer: its tokens become text."""
 
-    def __init__(self, tokenizer: Any, sampling: Sampling) -> None:
-        self._backend = tokenizer.backend_tokenizer
+    def __init__(self, tokenizer: Tokenizer, sampling: Sampling) -> None:
+        self._backend = tokenizer.backend
         self._sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stream = DecodeStream(skip_special_tokens=True)

@@ -5,7 +5,6 @@ Source: Wu et al., arXiv 2404.15574; the measure is ours: how often the planted 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.heads import Calibration
 from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.retrieval.policies.heads import question_mass
 from actqkv_cli.retrieval.policy import Pass, QueryDriven, Task
 from actqkv_cli.store.library import scratch
@@ -66,7 +66,7 @@ class _Observer(QueryDriven):
 
 def calibrate(
     model: CausalLM,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     geometry: Geometry,
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -108,7 +108,7 @@ def calibrate(
     )
 
 
-def _observe(session: Session, tokenizer: Any, question: str, keys: list[Tensor]) -> Tensor:
+def _observe(session: Session, tokenizer: Tokenizer, question: str, keys: list[Tensor]) -> Tensor:
     """Attention of all heads from one question to all blocks, `(L, H, N)`."""
     encoded = encode_question(tokenizer, question)
     task = session.task(encoded)

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from actqkv_cli.model.heads import Calibration, load_calibration, save_calibrati
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import EncodedDocument, encode_document
 from actqkv_cli.model.shape import Shape
+from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.progress import Progress
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.library import document_id
@@ -64,7 +64,7 @@ def ingest(
     """
     encoded = encode(document, loaded.tokenizer)
     _check_window(loaded, reading, len(encoded.ids))
-    shape, identity = Shape.of(loaded.model.config.to_dict()), model_identity(loaded)
+    shape, identity = loaded.model.config.shape, model_identity(loaded)
     geometry = geometry_of(shape, loaded.dtype)
     ours = document_id(
         document.name,
@@ -108,7 +108,7 @@ def ingest(
     return Ingested(manifest, resumed_at, time.monotonic() - began, tuple(writer.warnings))
 
 
-def encode(document: Document, tokenizer: Any) -> EncodedDocument:
+def encode(document: Document, tokenizer: Tokenizer) -> EncodedDocument:
     """The stored part of the prompt. The pages together cover the text, separators included."""
     pages = []
     for index, (page, start) in enumerate(zip(document.pages, document.page_starts, strict=True)):

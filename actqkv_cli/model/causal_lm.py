@@ -1,18 +1,20 @@
 """The supported families as one decoder, whose attention is a caller's.
 
-Written here, although transformers has them: importing its models takes longer than importing torch, and their calls
-change with its releases. Parameters have its names. `model.stock` is the same weights run by transformers, with which
+Written here, although transformers has them: to import it takes longer than to import torch, and its calls change with
+its releases. Parameters have its names. `model.stock` is the same weights run by transformers, with which
 the tests compare every family, logit by logit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+
+from actqkv_cli.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,9 @@ class AttentionLayer(Protocol):
 
 
 class CausalLM(nn.Module):
-    """config: transformers' for one of `supported.SUPPORTED`. The weights are whatever was in memory: load them, or
-    `draw_weights`."""
+    """The weights are whatever was in memory: load them, or `draw_weights`."""
 
-    def __init__(self, config: Any, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
         self.model = _Decoder(config, dtype)
@@ -94,7 +95,7 @@ class CausalLM(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, config: Any, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(_Layer(config, number, dtype) for number in range(config.num_hidden_layers))
@@ -102,7 +103,7 @@ class _Decoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: Any, number: int, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: ModelConfig, number: int, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.self_attn = _Attention(config, number, dtype)
         self.mlp = _MLP(config, dtype)
@@ -117,10 +118,10 @@ class _Layer(nn.Module):
 class _Attention(nn.Module):
     """What the families differ in is all here."""
 
-    def __init__(self, config: Any, number: int, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: ModelConfig, number: int, dtype: torch.dtype | None) -> None:
         super().__init__()
         family, hidden, heads = config.model_type, config.hidden_size, config.num_attention_heads
-        self._dim = dim = getattr(config, "head_dim", None) or hidden // heads
+        self._dim = dim = config.head_dim
         told = family in ("llama", "qwen3", "smollm3")  # of the others a config may say it too, and means nothing
         biased = config.attention_bias if told else family == "qwen2"
         self.q_proj = _Linear(hidden, heads * dim, biased, dtype=dtype)
@@ -132,8 +133,8 @@ class _Attention(nn.Module):
         self.k_norm = _RMSNorm(dim, config.rms_norm_eps, dtype) if normed else nn.Identity()
         self.call = AttentionCall(
             scaling=dim**-0.5,
-            rotates=family != "smollm3" or bool(config.no_rope_layers[number]),
-            sliding_window=_sliding_window(config, number),
+            rotates=config.rotates(number),
+            sliding_window=config.window(number),
         )
 
     def forward(self, hidden: Tensor, attentions: Sequence[AttentionLayer], lengths: Sequence[int] | None) -> Tensor:
@@ -151,18 +152,8 @@ class _Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
-def _sliding_window(config: Any, number: int) -> int | None:
-    """Tokens that a layer looks back, if it does not look at all."""
-    if config.model_type == "llama":
-        return None
-    if config.model_type == "mistral":
-        return config.sliding_window
-    slides = config.use_sliding_window and config.layer_types[number] == "sliding_attention"
-    return config.sliding_window if slides else None
-
-
 class _MLP(nn.Module):
-    def __init__(self, config: Any, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype | None) -> None:
         super().__init__()
         hidden, wide = config.hidden_size, config.intermediate_size
         biased = config.model_type in ("llama", "smollm3") and config.mlp_bias

@@ -128,10 +128,10 @@ def identity_of(folder: Path, digests: Digests, progress: Progress = silent) -> 
     settings = read_json(settings_path) if settings_path.is_file() else {}
     tokenizer = {
         "tokenizer": digests.of_tokenizer(folder / "tokenizer.json"),
-        "bos": _token_text(settings.get("bos_token")),
-        "eos": _token_text(settings.get("eos_token")),
+        "bos": token_text(settings.get("bos_token")),
+        "eos": token_text(settings.get("eos_token")),
     }
-    template = _chat_template(folder, settings)
+    template = chat_template(folder, settings)
     return {
         "weights": _hash_json(weights),
         "config": _hash_json(_lasting(config)),
@@ -146,17 +146,25 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
     return _without(config, private | {"transformers_version", "dtype", "torch_dtype"})
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = settings.get("chat_template") or ""
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default") or ""
-    return str(template)
+def chat_template(folder: Path, settings: dict[str, Any]) -> str:
+    """The model's, or "". settings: what tokenizer_config.json says. Raises UsageError for one that is no text."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read as text") from error
+    told = settings.get("chat_template") or ""
+    if isinstance(told, list):
+        named = [entry for entry in told if isinstance(entry, dict) and entry.get("name") == "default"]
+        told = named[0].get("template") if named else None
+    if not isinstance(told, str):
+        raise UsageError(f"{folder / 'tokenizer_config.json'} has a chat_template that is none")
+    return told
 
 
-def _token_text(token: object) -> str:
+def token_text(token: object) -> str:
+    """The text of a special token as tokenizer_config.json gives it, or ""."""
     return str(token.get("content", "") if isinstance(token, dict) else token or "")
 
 
@@ -184,7 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UsageError when it cannot be read as one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} is not a JSON object")

@@ -3,17 +3,16 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from actqkv_cli.errors import OutOfMemory, UsageError, first_line, out_of_memory
 from actqkv_cli.model.causal_lm import CausalLM
+from actqkv_cli.model.config import ModelConfig, parse_config
 from actqkv_cli.model.files import ModelFiles, read_json, weight_files
-from actqkv_cli.model.quiet import quiet_transformers
-from actqkv_cli.model.rotary import frequencies
-from actqkv_cli.model.supported import refuse_unfit
+from actqkv_cli.model.tokenizer import Tokenizer, load_tokenizer
+from actqkv_kernels.backend import runs_triton
 
 _ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,7 +23,7 @@ class LoadedModel:
     """A model ready to run, on `device`, with weights of type `dtype`. stop_tokens: with which it ends its turn."""
 
     model: CausalLM
-    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    tokenizer: Tokenizer
     stop_tokens: frozenset[int]
     files: ModelFiles
     dtype: str
@@ -34,39 +33,19 @@ class LoadedModel:
 def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
     """Loads weights and tokenizer, without network and without running code from the model's folder.
 
-    Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit.
+    Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit, and what
+    `runs_triton` raises.
     """
-    config = load_config(files)
+    config = parse_config(read_json(files.folder / "config.json"))
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    runs_triton("auto", "paged attention", chosen_device)  # if it cannot run, nothing should be begun
     if chosen_device.type == "cuda":
         torch.cuda.set_device(chosen_device)  # kernels and streams are of the current one
-    with quiet_transformers():
-        model = _load_weights(files, config, DTYPES[chosen_dtype], chosen_device)
-        tokenizer = load_tokenizer(files)
+    model = _load_weights(files, config, DTYPES[chosen_dtype], chosen_device)
+    tokenizer = load_tokenizer(files)
     stop = _stop_tokens(files.folder, config, tokenizer)
     return LoadedModel(model, tokenizer, stop, files, chosen_dtype, chosen_device)
-
-
-def load_config(files: ModelFiles) -> Any:
-    """The model's config, with transformers' defaults for what it does not say. Raises UsageError for a model that our
-    attention cannot run."""
-    refuse_unfit(read_json(files.folder / "config.json"))
-    from transformers import AutoConfig
-
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            CausalLM(config)
-        frequencies(config)
-    except Exception as error:  # nothing checks what a config says
-        if out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"the config of {files.name} cannot be used: {reason}") from error
-    refuse_unfit(config.to_dict())  # a field may have two names
-    return config
 
 
 def choose_device(device: str) -> torch.device:
@@ -107,7 +86,7 @@ def _cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 
-def _load_weights(files: ModelFiles, config: Any, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def _load_weights(files: ModelFiles, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> CausalLM:
     weights: dict[str, torch.Tensor] = {}
     try:
         for path in weight_files(files.folder):
@@ -124,7 +103,8 @@ def _load_weights(files: ModelFiles, config: Any, dtype: torch.dtype, device: to
         raise UsageError(f"the model {files.name} cannot be loaded: {first_line(error)}") from error
     ends = [weights[name] for name in _ENDS if name in weights]
     if config.tie_word_embeddings and ends:
-        config.tie_word_embeddings = torch.equal(ends[0], ends[-1])  # an output head of the file's own stays that
+        tied = torch.equal(ends[0], ends[-1])  # an output head of the file's own stays that
+        config = config.model_copy(update={"tie_word_embeddings": tied})
         weights |= zip(_ENDS, (ends[0], ends[-1]), strict=True)
     with torch.device("meta"):
         model = CausalLM(config)
@@ -138,22 +118,8 @@ def _load_weights(files: ModelFiles, config: Any, dtype: torch.dtype, device: to
     return model.requires_grad_(False)
 
 
-def _stop_tokens(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+def _stop_tokens(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
     told = folder / "generation_config.json"
-    ends = (read_json(told) if told.is_file() else {}).get("eos_token_id", config.eos_token_id)
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-    return frozenset(token for token in ends if token is not None)
-
-
-def load_tokenizer(files: ModelFiles) -> Any:
-    """The model's tokenizer alone, as its tokenizer.json says."""
-    from transformers import PreTrainedTokenizerFast
-
-    # Not AutoTokenizer: the class that a config names may rebuild the tokenizer from its vocabulary alone,
-    # and lose how tokenizer.json splits text.
-    return PreTrainedTokenizerFast.from_pretrained(
-        files.folder,
-        local_files_only=True,
-        clean_up_tokenization_spaces=False,
-        model_max_length=1 << 40,  # documents are longer than any window; no warning about that
-    )
+    ends = (read_json(told) if told.is_file() else {}).get("eos_token_id") or config.eos_token_id
+    ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos]
+    return frozenset(token for token in ends if isinstance(token, int))

@@ -6,12 +6,12 @@ Everything up to the end of the document is read once and stored; the question a
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from actqkv_cli.errors import UsageError
+from actqkv_cli.model.tokenizer import Tokenizer
 
 _DOCUMENT, _QUESTION = "<<actqkv-document>>", "<<actqkv-question>>"
 _CONTENT = (
@@ -60,7 +60,7 @@ class EncodedQuestion:
     before: str = ""
 
 
-def template(tokenizer: Any) -> Template:
+def template(tokenizer: Tokenizer) -> Template:
     """The model's chat template around our markers; a model without one gets plain text."""
     asked = [{"role": "user", "content": _CONTENT}]
     again = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
@@ -73,42 +73,36 @@ def template(tokenizer: Any) -> Template:
     return Template(before, between, after, turn[1])
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    if tokenizer.chat_template is None:
-        contents = [message["content"] for message in messages]
-        turns = zip(contents[1::2], contents[2::2], strict=True)
-        earlier = "".join(f"{_PLAIN_END} {answer}\nQuestion: {question}" for answer, question in turns)
-        return (tokenizer.bos_token or "") + contents[0] + earlier + _PLAIN_END
-    rendered: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    return rendered
+def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> str:
+    if tokenizer.chat_template:
+        return tokenizer.render(messages)
+    contents = [message["content"] for message in messages]
+    turns = zip(contents[1::2], contents[2::2], strict=True)
+    earlier = "".join(f"{_PLAIN_END} {answer}\nQuestion: {question}" for answer, question in turns)
+    return tokenizer.special.get("bos_token", "") + contents[0] + earlier + _PLAIN_END
 
 
-def encode_document(tokenizer: Any, pages: list[tuple[int, int, str]]) -> EncodedDocument:
+def encode_document(tokenizer: Tokenizer, pages: list[tuple[int, int, str]]) -> EncodedDocument:
     """Tokenise a document behind its template. pages: (number, first character in the text, the page's text).
 
-    What looks like a special token inside the document stays plain text. Raises UsageError for a tokenizer that
-    cannot tell where its tokens begin.
+    What looks like a special token inside the document stays plain text.
     """
-    if not tokenizer.is_fast:
-        raise UsageError("the model's tokenizer does not tell character positions (no tokenizer.json)")
-    prefix = tokenizer(template(tokenizer).before, add_special_tokens=False)["input_ids"]
+    prefix = tokenizer.encode(template(tokenizer).before)
     ids: list[int] = list(prefix)
     starts: list[int] = [0] * len(prefix)
     numbers: list[int] = [pages[0][0]] * len(prefix)
     for number, first, text in pages:
         for offset, piece in _pieces(text):
-            encoded = _encode_plain(tokenizer, piece)
-            ids.extend(encoded["input_ids"])
-            starts.extend(first + offset + begin for begin, _ in encoded["offset_mapping"])
-            numbers.extend([number] * len(encoded["input_ids"]))
+            encoded = tokenizer.encode_plain(piece)
+            ids.extend(encoded.ids)
+            starts.extend(first + offset + begin for begin, _ in encoded.offsets)
+            numbers.extend([number] * len(encoded.ids))
     ids_, starts_, numbers_ = (torch.tensor(x, dtype=torch.int32) for x in (ids, starts, numbers))
     return EncodedDocument(ids_, starts_, numbers_, len(prefix))
 
 
 def encode_question(
-    tokenizer: Any, question: str, instruction: str = "", prefix: str = "", before: tuple[str, str] | None = None
+    tokenizer: Tokenizer, question: str, instruction: str = "", prefix: str = "", before: tuple[str, str] | None = None
 ) -> EncodedQuestion:
     """The question between the rest of the template.
 
@@ -116,17 +110,16 @@ def encode_question(
     before: the question and the answer that it follows, which were fed before; without, it follows the document.
     """
     parts = template(tokenizer)
-    between = tokenizer(parts.turn if before else parts.between, add_special_tokens=False)["input_ids"]
-    own = _encode_plain(tokenizer, question)["input_ids"]
-    after = _encode_plain(tokenizer, f"\n{instruction}")["input_ids"] if instruction else []
-    after += tokenizer(parts.after, add_special_tokens=False)["input_ids"]
-    after += _encode_plain(tokenizer, prefix)["input_ids"]
+    between = tokenizer.encode(parts.turn if before else parts.between)
+    own = tokenizer.encode_plain(question).ids
+    after = tokenizer.encode_plain(f"\n{instruction}").ids if instruction else []
+    after += tokenizer.encode(parts.after) + tokenizer.encode_plain(prefix).ids
     place = slice(len(between), len(between) + len(own))
     return EncodedQuestion(torch.tensor(between + own + after), place, question, "\n".join(before or ()))
 
 
 def encode_turns(
-    tokenizer: Any, turns: Sequence[tuple[str, str]], question: str, instruction: str = ""
+    tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, instruction: str = ""
 ) -> EncodedQuestion:
     """The last question, and before it earlier ones with their answers, which are fed again.
 
@@ -136,17 +129,11 @@ def encode_turns(
     before = None
     for asked, answer in turns:
         fed += encode_question(tokenizer, asked, before=before).ids.tolist()
-        fed += _encode_plain(tokenizer, answer)["input_ids"]
+        fed += tokenizer.encode_plain(answer).ids
         before = asked, answer
     last = encode_question(tokenizer, question, instruction, before=before)
     own = slice(last.own.start + len(fed), last.own.stop + len(fed))
     return replace(last, ids=torch.cat([torch.tensor(fed, dtype=torch.int64), last.ids]), own=own)
-
-
-def _encode_plain(tokenizer: Any, text: str) -> Any:
-    return tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )
 
 
 def _pieces(text: str) -> list[tuple[int, str]]:

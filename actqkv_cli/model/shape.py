@@ -1,8 +1,6 @@
 """A model's dimensions, and the arithmetic that follows from them, without its weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,22 +17,6 @@ class Shape:
     vocabulary: int
     window: int
     tied: bool
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Shape":
-        """Of a model's config in full, as transformers' `to_dict()` gives it."""
-        heads = config["num_attention_heads"]
-        return cls(
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocabulary=config["vocab_size"],
-            window=config["max_position_embeddings"],
-            tied=config["tie_word_embeddings"],
-        )
 
     @property
     def products(self) -> list[tuple[int, int]]:

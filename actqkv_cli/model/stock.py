@@ -1,6 +1,5 @@
 """A model's weights run by transformers: what ours is compared with."""
 
-import copy
 from typing import Any
 
 import torch
@@ -11,11 +10,10 @@ from actqkv_cli.model.quiet import quiet_transformers
 
 def stock_model(model: CausalLM) -> Any:
     """The same model as transformers' `PreTrainedModel`, sharing its weights; ready to run, with sdpa attention."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(model.config)  # it keeps its own settings there
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet_transformers():
+        config = AutoConfig.for_model(**model.config.model_dump(), bos_token_id=None, pad_token_id=None)
         with torch.device("meta"):
             stock = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation="sdpa")
         stock.load_state_dict(model.state_dict(), assign=True)

@@ -19,6 +19,8 @@ def refuse_unfit(config: Mapping[str, Any]) -> None:
     if family not in SUPPORTED:
         raise UsageError(f"models of type {family} are not supported", hint)
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UsageError("the model's config says no architectures", hint)
     if architectures and not any(str(name).endswith("ForCausalLM") for name in architectures):
         raise UsageError(f"{architectures[0]} is not a language model that answers", hint)
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):  # two names of one
@@ -26,7 +28,9 @@ def refuse_unfit(config: Mapping[str, Any]) -> None:
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
         raise UsageError(f"quantized weights ({method or 'unnamed'}) are not supported", hint)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "odd"
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+        raise UsageError(f"{family} with rotary positions that differ by layer is not supported", hint)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in SUPPORTED_ROPE:
         raise UsageError(f"{family} with {rope_type} rotary positions is not supported", hint)

@@ -6,8 +6,8 @@ from typing import Any
 
 from actqkv_cli.errors import DiskFull, OutOfMemory, UsageError
 from actqkv_cli.model.atomic import make_once
+from actqkv_cli.model.config import parse_config
 from actqkv_cli.model.files import WEIGHTS_INDEX, write_json
-from actqkv_cli.model.shape import Shape
 from actqkv_cli.progress import Progress, silent
 
 TOKENIZER = "smollm2-135m"  # the model whose tokenizer they have: that of the smallest vocabulary
@@ -101,7 +101,7 @@ def synthetic_model(
     from actqkv_cli.model.choose import free_memory  # torch
 
     config = config_of(name)
-    parameters = Shape.of(config).parameters
+    parameters = parse_config(config).shape.parameters
     needed, free = parameters * (4 if dtype == "float32" else 2), free_memory(device)
     if needed > free:
         raise OutOfMemory(
@@ -124,7 +124,6 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
-    from transformers import AutoConfig
 
     from actqkv_cli.model.causal_lm import CausalLM
 
@@ -137,7 +136,7 @@ def _make(config: dict[str, Any], tokenizer: Path, target: Path, progress: Progr
     seen = [bool(text.strip()) and text.isprintable() and "\ufffd" not in text for text in texts]
     unseen = ~torch.tensor(seen + [False] * (config["vocab_size"] - len(seen)))
     with torch.device("meta"):
-        model = CausalLM(AutoConfig.for_model(**config))
+        model = CausalLM(parse_config(config))
     parameters = dict(model.named_parameters())  # a tied head once
     total = sum(2 * parameter.numel() for parameter in parameters.values())
     generator = torch.Generator().manual_seed(0)

@@ -8,8 +8,9 @@ import torch
 
 from actqkv_cli.bench import decode
 from actqkv_cli.engine.run import Run
+from actqkv_cli.model.config import parse_config
 
-CONFIG = {**tiny.SMALL, "model_type": "llama", "tie_word_embeddings": False}
+CONFIG = parse_config(tiny.CONFIGS["llama"])
 
 
 def measured(policies: list[str], **changes: Any) -> dict[str, Any]:

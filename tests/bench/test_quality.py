@@ -112,7 +112,7 @@ def test_every_policy_is_measured_beside_full_attention(tmp_path: Path) -> None:
     """With a budget that covers the document all policies are full attention."""
     model = tiny.model()
     words = tiny.tokenizer(["who built the lighthouse and when"] * 3, special=["<s>", "</s>"])
-    loaded: Any = SimpleNamespace(model=model, tokenizer=words, stop_tokens=frozenset({words.eos_token_id}))
+    loaded: Any = SimpleNamespace(model=model, tokenizer=words, stop_tokens=frozenset({words.eos}))
     tiny.ingest(model, tiny.tokens(301), tmp_path / "document", tiny.reading(baselines=True), tiny.HEADS)
     asked = example(question="who built it", answers=("the lighthouse",), spans=((50, 60),), pages=(1,))
     settings = [("full", 0), *((policy, 1000) for policy in policy_names() if policy != "full")]
@@ -140,7 +140,7 @@ def test_every_policy_is_measured_beside_full_attention(tmp_path: Path) -> None:
 def test_questions_that_are_answered_together_do_not_see_one_another(tmp_path: Path) -> None:
     model = tiny.model()
     words = tiny.tokenizer(["who built the lighthouse and when was it"] * 3, special=["<s>", "</s>"])
-    loaded: Any = SimpleNamespace(model=model, tokenizer=words, stop_tokens=frozenset({words.eos_token_id}))
+    loaded: Any = SimpleNamespace(model=model, tokenizer=words, stop_tokens=frozenset({words.eos}))
     tiny.ingest(model, tiny.tokens(301), tmp_path / "document", tiny.reading(), tiny.HEADS)
     asked = [
         (0, example(id=text, question=text, answers=("it",), spans=((50, 60),)))

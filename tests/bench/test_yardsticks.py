@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from actqkv_cli.bench import yardsticks
 from actqkv_cli.bench.examples import Example, unanswerable
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.prompt import encode_document, encode_question
 from actqkv_cli.model.stock import stock_model
+from actqkv_cli.model.tokenizer import Tokenizer
 
 TEXT = " ".join(tiny.words(tiny.tokens(400)).split())
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Tokenizer:
     return tiny.tokenizer([TEXT], special=["<s>", "</s>"])
 
 
@@ -35,9 +35,7 @@ def example(**changes: Any) -> Example:
     return Example(**{**fields, "max_tokens": 6, **changes})
 
 
-def test_gold_is_the_passage_and_reread_the_text_of_what_is_attended(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_gold_is_the_passage_and_reread_the_text_of_what_is_attended(tmp_path: Path, tokenizer: Tokenizer) -> None:
     ids = tiny.tokens(301)
     tiny.ingest(tiny.model(), ids, tmp_path / "document", tiny.reading(positions="clamped"), tiny.HEADS, 64)
     budget = tiny.SINK + 3 * tiny.BLOCK
@@ -54,19 +52,23 @@ def test_gold_is_the_passage_and_reread_the_text_of_what_is_attended(
 
 
 @pytest.mark.parametrize("max_tokens", [2, 3, 6, 40])
-def test_the_answer_is_what_the_model_alone_generates(tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
+def test_answers_are_what_the_model_alone_generates(tokenizer: Tokenizer, max_tokens: int) -> None:
+    """To each text and question, also where several of different lengths go through the model together."""
     model = stock_model(tiny.model())
-    device, stop = torch.device("cpu"), frozenset({tokenizer.eos_token_id})
-    loaded: Any = SimpleNamespace(tokenizer=tokenizer, device=device, stop_tokens=stop)
-    document = encode_document(tokenizer, [(1, 0, TEXT[:100])]).ids.long()
-    ids = torch.cat([document, encode_question(tokenizer, "t005 t009").ids])
-    before = len(ids)
-    with torch.inference_mode():
-        while len(ids) < before + max_tokens and int(ids[-1]) != tokenizer.eos_token_id:
-            ids = torch.cat([ids, model(ids[None]).logits[0, -1].argmax()[None]])
-    expected = tokenizer.decode(ids[before:], skip_special_tokens=True).strip()
-    assert expected
-    assert yardsticks.stock_answer(model, loaded, TEXT[:100], example(max_tokens=max_tokens)) == expected
+    stop = tokenizer.eos
+    loaded: Any = SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"), stop_tokens=frozenset({stop}))
+    texts, expected = [TEXT[:100], TEXT[50:75], TEXT[:30]], []
+    for text in texts:
+        document = encode_document(tokenizer, [(1, 0, text)]).ids.long()
+        ids = torch.cat([document, encode_question(tokenizer, "t005 t009").ids])
+        before = len(ids)
+        with torch.inference_mode():
+            while len(ids) < before + max_tokens and int(ids[-1]) != stop:
+                ids = torch.cat([ids, model(ids[None]).logits[0, -1].argmax()[None]])
+        expected.append(tokenizer.decode(ids[before:].tolist()).strip())
+    assert len(set(expected)) == len(texts)
+    asked = [(text, example(max_tokens=max_tokens)) for text in texts]
+    assert yardsticks.stock_answers(model, loaded, asked) == expected
 
 
 def test_every_document_is_asked_the_questions_of_another() -> None:

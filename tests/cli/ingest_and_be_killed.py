@@ -14,8 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401  # once, here, and not in every child
+import torch  # once, here, and not in every child
 
 from actqkv_cli import __main__ as command
 

@@ -11,7 +11,8 @@ from actqkv_cli.config import Settings
 from actqkv_cli.engine.answer import Sampling, decode
 from actqkv_cli.engine.session import open_session
 from actqkv_cli.errors import IdentityMismatch, StoreDamaged
-from actqkv_cli.loading import load, locate
+from actqkv_cli.loading import locate
+from actqkv_cli.model.load import load_model
 from actqkv_cli.model.prompt import encode_question
 from actqkv_cli.retrieval.sources import passages
 from actqkv_cli.store.reader import DocumentReader
@@ -49,7 +50,7 @@ def test_200_flips(library: Sandbox, tiny: Path, tmp_path: Path) -> None:
     box = library.copy(tmp_path)
     folder = box.folder("handbook")
     settings = Settings(home=box.home, cache=library.cache, device="cpu", offline=True)
-    loaded = load(locate(str(tiny), settings, quiet=True), "float32", settings)
+    loaded = load_model(locate(str(tiny), settings, quiet=True), dtype="float32", device=settings.device)
     expected = ask_both(folder, loaded)
     assert ask_both(folder, loaded) == expected
     files = sorted(folder.iterdir())

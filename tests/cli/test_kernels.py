@@ -79,6 +79,8 @@ def test_exit_2_kernels_that_there_are_not(interpreting: Sandbox, tiny: Path, tm
     error, hint = told(interpreting.with_env(ACTQKV_KERNELS="nonsense", ACTQKV_HOME=str(home)).run(*args))
     assert "'nonsense'" in error
     assert all(name in hint for name in ("ACTQKV_KERNELS", "auto", "torch", "triton"))
+    if command == "ingest":
+        assert not [path for path in home.iterdir() if not path.name.startswith(".")]  # nothing was begun
 
 
 def test_exit_2_kernels_without_a_gpu(interpreting: Sandbox, library: Sandbox) -> None:

@@ -41,6 +41,13 @@ def test_without_a_command_there_is_help(box: Sandbox) -> None:
     assert all(command in done.out for command in COMMANDS)
 
 
+def test_asking_imports_no_transformers(library: Sandbox) -> None:
+    """It takes longer than torch."""
+    heavy = imported(library, "ask", "Who?", "--keep-alive", "0", "--max-tokens", "2")
+    assert "torch" in heavy
+    assert "transformers" not in heavy
+
+
 @pytest.mark.parametrize("args", [["ls"], ["ls", "--json"]])
 def test_an_empty_library_is_listed_without_torch(box: Sandbox, args: list[str]) -> None:
     assert not imported(box, *args) & {"torch", "transformers"}

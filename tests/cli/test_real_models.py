@@ -80,7 +80,8 @@ def test_the_same_question_gets_the_same_answer(handbook: tuple[Sandbox, Done], 
 def test_most_questions_find_their_page(handbook: tuple[Sandbox, Done], answered: dict[str, Any]) -> None:
     from actqkv_cli.config import Settings
     from actqkv_cli.engine.session import open_session
-    from actqkv_cli.loading import load, locate
+    from actqkv_cli.loading import locate
+    from actqkv_cli.model.load import load_model
     from actqkv_cli.model.prompt import encode_question
     from actqkv_cli.retrieval.sources import passages
     from actqkv_cli.store.reader import DocumentReader
@@ -91,7 +92,8 @@ def test_most_questions_find_their_page(handbook: tuple[Sandbox, Done], answered
     found = 0
     with DocumentReader(box.folder("harbour-handbook")) as reader:
         settings = Settings(home=box.home, cache=box.more["ACTQKV_CACHE"], device="cpu", offline=True)
-        loaded = load(locate("smollm2-135m", settings, quiet=True), reader.manifest.geometry.dtype, settings)
+        files = locate("smollm2-135m", settings, quiet=True)
+        loaded = load_model(files, dtype=reader.manifest.geometry.dtype, device="cpu")
         with open_session(loaded.model, reader, answered["budget"]) as session:
             for line in questions:
                 run = session.start(encode_question(loaded.tokenizer, line["question"]), "hybrid", max_tokens=1)

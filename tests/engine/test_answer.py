@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.engine.answer import Answer, Sampling, decode, decode_all, is_loop
+from actqkv_cli.model.tokenizer import Tokenizer
 
 STOP = "<|im_end|>"
 TEXT = "Größe 漢字 🎉🎉 — naïve, ẞ!"
@@ -51,20 +52,25 @@ class Loose:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
+def tokenizer() -> Tokenizer:
     return tiny.tokenizer(["no merges"], special=["<|im_start|>", STOP], size=1)
 
 
-def heard(run: Any, tokenizer: Any, sampling: Sampling, ends: Collection[int] = ()) -> tuple[Answer, list[str]]:
+def eos(tokenizer: Tokenizer) -> int:
+    assert tokenizer.eos is not None
+    return tokenizer.eos
+
+
+def heard(run: Any, tokenizer: Tokenizer, sampling: Sampling, ends: Collection[int] = ()) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
-    return decode(run, tokenizer, {tokenizer.eos_token_id, *ends}, sampling, pieces.append), pieces
+    return decode(run, tokenizer, {eos(tokenizer), *ends}, sampling, pieces.append), pieces
 
 
-def scripted(tokenizer: Any, text: str) -> Scripted:
-    return Scripted(tokenizer(text)["input_ids"], tokenizer.eos_token_id)
+def scripted(tokenizer: Tokenizer, text: str) -> Scripted:
+    return Scripted(tokenizer.encode(text), eos(tokenizer))
 
 
-def test_text_comes_out_as_it_is_and_ends_with_stop(tokenizer: Any) -> None:
+def test_text_comes_out_as_it_is_and_ends_with_stop(tokenizer: Tokenizer) -> None:
     run = scripted(tokenizer, TEXT)
     answer, pieces = heard(run, tokenizer, Sampling())
     assert answer == Answer(TEXT, len(TEXT.encode()), "stop")
@@ -73,7 +79,7 @@ def test_text_comes_out_as_it_is_and_ends_with_stop(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("length", range(1, len(TEXT.encode())))
-def test_characters_are_never_cut(tokenizer: Any, length: int) -> None:
+def test_characters_are_never_cut(tokenizer: Tokenizer, length: int) -> None:
     """Here every byte is a token, and the answer may end in the middle of a character."""
     answer, pieces = heard(scripted(tokenizer, TEXT), tokenizer, Sampling(max_tokens=length))
     assert (answer.finish, answer.tokens) == ("length", length)
@@ -83,10 +89,10 @@ def test_characters_are_never_cut(tokenizer: Any, length: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_bytes_that_are_no_text_do_no_harm(tokenizer: Any, seed: int) -> None:
+def test_bytes_that_are_no_text_do_no_harm(tokenizer: Tokenizer, seed: int) -> None:
     draw = random.Random(seed)
     script = [draw.randrange(2, 258) for _ in range(60)]
-    answer, pieces = heard(Scripted(script, tokenizer.eos_token_id), tokenizer, Sampling(max_tokens=100))
+    answer, pieces = heard(Scripted(script, eos(tokenizer)), tokenizer, Sampling(max_tokens=100))
     assert answer.tokens == 60
     assert "".join(pieces).strip() == answer.text
 
@@ -94,31 +100,31 @@ def test_bytes_that_are_no_text_do_no_harm(tokenizer: Any, seed: int) -> None:
 @pytest.mark.parametrize(
     ("ends", "stops"), [((), 1), ((7,), 7), ((8, 9), 9), ((8, 9), 1), ((7,), 1)], ids=str
 )  # 1 is the tokenizer's own end
-def test_any_stop_token_ends_the_answer(tokenizer: Any, ends: tuple[int, ...], stops: int) -> None:
-    script = [*tokenizer("yes")["input_ids"], stops, *tokenizer("no")["input_ids"]]
+def test_any_stop_token_ends_the_answer(tokenizer: Tokenizer, ends: tuple[int, ...], stops: int) -> None:
+    script = [*tokenizer.encode("yes"), stops, *tokenizer.encode("no")]
     answer, _ = heard(Scripted(script, 1), tokenizer, Sampling(), ends)
     assert answer == Answer("yes", 3, "stop")
 
 
-def test_max_tokens_ends_the_answer(tokenizer: Any) -> None:
+def test_max_tokens_ends_the_answer(tokenizer: Tokenizer) -> None:
     run = scripted(tokenizer, "one two three")
     answer, _ = heard(run, tokenizer, Sampling(max_tokens=7))
     assert answer == Answer("one two", 7, "length")
     assert len(run.fed) == 6  # nothing is computed that nobody asks for
 
 
-def test_an_empty_answer(tokenizer: Any) -> None:
+def test_an_empty_answer(tokenizer: Tokenizer) -> None:
     assert heard(Scripted([], 1), tokenizer, Sampling()) == (Answer("", 0, "stop"), [])
 
 
-def test_white_space_around_an_answer_is_not_passed_on(tokenizer: Any) -> None:
+def test_white_space_around_an_answer_is_not_passed_on(tokenizer: Tokenizer) -> None:
     answer, pieces = heard(scripted(tokenizer, " \n yes and no \n"), tokenizer, Sampling())
     assert answer.text == "yes and no"
     assert "".join(pieces).startswith("yes and no")
 
 
-def test_special_tokens_are_not_text(tokenizer: Any) -> None:
-    script = [*tokenizer("a")["input_ids"], 0, *tokenizer("b")["input_ids"]]
+def test_special_tokens_are_not_text(tokenizer: Tokenizer) -> None:
+    script = [*tokenizer.encode("a"), 0, *tokenizer.encode("b")]
     assert heard(Scripted(script, 1), tokenizer, Sampling())[0].text == "ab"
 
 
@@ -135,7 +141,7 @@ def test_special_tokens_are_not_text(tokenizer: Any) -> None:
         "to the sea to the sea to the sea",
     ],
 )
-def test_what_is_said_more_than_once_is_no_loop(tokenizer: Any, text: str) -> None:
+def test_what_is_said_more_than_once_is_no_loop(tokenizer: Tokenizer, text: str) -> None:
     """Here every byte is a token: with words for tokens there are fewer of them."""
     answer, pieces = heard(scripted(tokenizer, text), tokenizer, Sampling(max_tokens=500))
     assert (answer.text, "".join(pieces), answer.finish) == (text, text, "stop")
@@ -143,10 +149,10 @@ def test_what_is_said_more_than_once_is_no_loop(tokenizer: Any, text: str) -> No
 
 @pytest.mark.parametrize("period", range(1, 17))
 @pytest.mark.parametrize("before", [0, 1, 7, 40])
-def test_a_loop_of_any_period_ends_the_answer_soon(tokenizer: Any, period: int, before: int) -> None:
-    letters = tokenizer("abcdefghijklmnop" + "0 Every letter, once or twice: QuickBrownFox")["input_ids"]
+def test_a_loop_of_any_period_ends_the_answer_soon(tokenizer: Tokenizer, period: int, before: int) -> None:
+    letters = tokenizer.encode("abcdefghijklmnop" + "0 Every letter, once or twice: QuickBrownFox")
     begun, phrase = letters[16 : 16 + before], letters[:period]
-    run = Scripted(begun + phrase * 300, tokenizer.eos_token_id)
+    run = Scripted(begun + phrase * 300, eos(tokenizer))
     answer, pieces = heard(run, tokenizer, Sampling(max_tokens=300))
     assert answer.finish == "repetition"
     assert answer.tokens - before == max(4 * period, 20)
@@ -170,7 +176,7 @@ def test_a_loop_is_what_ends_in_four_equal_rounds(seed: int) -> None:
         assert is_loop(tokens) == loops
 
 
-def test_one_that_loops_leaves_the_others_to_it(tokenizer: Any) -> None:
+def test_one_that_loops_leaves_the_others_to_it(tokenizer: Tokenizer) -> None:
     loop, long = scripted(tokenizer, "20." + "01" * 90), scripted(tokenizer, TEXT * 3)
 
     def step(runs: Any, tokens: list[int]) -> None:
@@ -180,20 +186,20 @@ def test_one_that_loops_leaves_the_others_to_it(tokenizer: Any) -> None:
     heard: list[list[str]] = [[], []]
     sampling = Sampling(max_tokens=200)
     runs: Any = [loop, long]
-    stop = {tokenizer.eos_token_id}
+    stop = {eos(tokenizer)}
     answers = decode_all(runs, step, tokenizer, stop, sampling, lambda row, text: heard[row].append(text))
     assert [answer.finish for answer in answers] == ["repetition", "stop"]
     assert answers[0].text == "".join(heard[0]) == "20." + "01" * 10
     assert answers[1].text == TEXT * 3
 
 
-def drawn(tokenizer: Any, **sampling: Any) -> list[int]:
+def drawn(tokenizer: Tokenizer, **sampling: Any) -> list[int]:
     run = Loose()
     heard(run, tokenizer, Sampling(max_tokens=30, **sampling))
     return run.fed
 
 
-def test_greedy_takes_the_likeliest(tokenizer: Any) -> None:
+def test_greedy_takes_the_likeliest(tokenizer: Tokenizer) -> None:
     run = Loose()
     expected: list[int] = []
     while len(expected) < 29:
@@ -204,7 +210,7 @@ def test_greedy_takes_the_likeliest(tokenizer: Any) -> None:
     assert drawn(tokenizer, temperature=1e-4, seed=4) == expected
 
 
-def test_a_seed_can_be_repeated(tokenizer: Any) -> None:
+def test_a_seed_can_be_repeated(tokenizer: Tokenizer) -> None:
     first = drawn(tokenizer, temperature=1.0, seed=1)
     torch.manual_seed(99)  # someone else's draws do not matter
     assert drawn(tokenizer, temperature=1.0, seed=1) == first
@@ -212,10 +218,10 @@ def test_a_seed_can_be_repeated(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.6), (0.5, 1.0), (2.0, 0.9)])
-def test_draws_follow_temperature_and_top_p(tokenizer: Any, temperature: float, top_p: float) -> None:
+def test_draws_follow_temperature_and_top_p(tokenizer: Tokenizer, temperature: float, top_p: float) -> None:
     """Shares of 2,000 first tokens of three letters, against those that the definition gives."""
     logits = torch.full((400,), -100.0)
-    letters = tokenizer("abc")["input_ids"]
+    letters = tokenizer.encode("abc")
     logits[letters] = torch.tensor([0.5, 0.3, 0.2]).log()
     run = SimpleNamespace(logits=logits)
     count = dict.fromkeys("abc", 0)

@@ -13,6 +13,7 @@ from actqkv_cli.engine.calibration import READING, calibrate
 from actqkv_cli.engine.planted import FACTS, planted_document
 from actqkv_cli.model.heads import Calibration
 from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.retrieval.policies import heads
 from actqkv_cli.store.manifest import Geometry
 
@@ -25,17 +26,17 @@ GEOMETRY = Geometry(layers=4, kv_heads=2, head_dim=16, block_size=32, segment_to
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
+def tokenizer() -> Tokenizer:
     return tiny.tokenizer(
         [planted_document()[0], *QUESTIONS], CHAT, ["<|im_start|>", "<|im_end|>"], size=tiny.VOCABULARY
     )
 
 
-def found(tokenizer: Any, cache: Path) -> Calibration:
+def found(tokenizer: Tokenizer, cache: Path) -> Calibration:
     return calibrate(tiny.model(), tokenizer, GEOMETRY, cache)
 
 
-def test_finds_the_same_heads_every_time(tokenizer: Any, tmp_path: Path) -> None:
+def test_finds_the_same_heads_every_time(tokenizer: Tokenizer, tmp_path: Path) -> None:
     first = found(tokenizer, tmp_path)
     assert found(tokenizer, tmp_path) == first
     assert [path.name for path in tmp_path.iterdir()] == [".locks"]
@@ -48,7 +49,7 @@ def test_finds_the_same_heads_every_time(tokenizer: Any, tmp_path: Path) -> None
 
 
 def test_a_head_that_finds_every_fact_comes_first(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Two heads are made to see: one finds all facts, one every other; where, the text itself tells."""
     text, _ = planted_document()
@@ -75,7 +76,7 @@ def test_a_head_that_finds_every_fact_comes_first(
 
 
 def test_heads_are_scored_on_the_questions_own_tokens(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lengths = []
 
@@ -89,7 +90,7 @@ def test_heads_are_scored_on_the_questions_own_tokens(
     assert lengths[::4] == [part.stop - part.start for part in own]
 
 
-def test_every_fact_stands_where_places_say_and_can_be_retrieved(tokenizer: Any) -> None:
+def test_every_fact_stands_where_places_say_and_can_be_retrieved(tokenizer: Tokenizer) -> None:
     text, places = planted_document()
     assert planted_document() == (text, places)
     encoded = encode_document(tokenizer, [(1, 0, text)])
@@ -102,7 +103,7 @@ def test_every_fact_stands_where_places_say_and_can_be_retrieved(tokenizer: Any)
         inside = inside[inside >= encoded.start]
         assert int(inside[0]) >= READING.sink + 32
         assert int(inside[-1]) < len(encoded.ids) - READING.local - 32
-        assert tokenizer.decode(encoded.ids[inside]).strip() == fact
+        assert tokenizer.decode(encoded.ids[inside].tolist()).strip() == fact
     assert places == sorted(places)
 
 

@@ -15,7 +15,6 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
 
 from actqkv_cli.engine import layer as layer_module
 from actqkv_cli.engine import prefill as prefill_module
@@ -684,7 +683,7 @@ def test_an_interruption_leaves_no_trace(tmp_path: Path, poisoned: None, how: di
 def two_layers() -> Any:
     """The smallest model in which one layer's choice follows from another's output."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny.CONFIGS, "two layers", lambda: LlamaConfig(**{**tiny.SMALL, "num_hidden_layers": 2}))
+        patch.setitem(tiny.CONFIGS, "two layers", {**tiny.CONFIGS["llama"], "num_hidden_layers": 2})
         return tiny.model("two layers").to(DEVICE)
 
 

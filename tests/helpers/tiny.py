@@ -8,25 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import tokenizers
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import (
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    SmolLM3Config,
-)
 
 from actqkv_cli.engine.ingest import _head_keys
 from actqkv_cli.engine.methods import method_tensors
 from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.engine.session import Session, open_session
 from actqkv_cli.model.causal_lm import CausalLM
+from actqkv_cli.model.config import parse_config
 from actqkv_cli.model.prompt import EncodedQuestion
 from actqkv_cli.model.stock import stock_model
+from actqkv_cli.model.tokenizer import Tokenizer, compiled
 from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, Reading, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
@@ -58,19 +53,20 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 1024}
+SLIDING = {"use_sliding_window": True, "sliding_window": 20}
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
 
-CONFIGS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaConfig(**SMALL),
-    "llama3-rope": lambda: LlamaConfig(**SMALL, rope_parameters=LLAMA3),
-    "yarn": lambda: LlamaConfig(**SMALL, rope_parameters=YARN),
-    "linear": lambda: LlamaConfig(**SMALL, rope_parameters=LINEAR),
-    "mistral": lambda: MistralConfig(**SMALL, sliding_window=None),
-    "mistral-sliding": lambda: MistralConfig(**SMALL, sliding_window=60),
-    "qwen2": lambda: Qwen2Config(**SMALL),
-    "qwen2-sliding": lambda: Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=20, max_window_layers=2),
-    "qwen3": lambda: Qwen3Config(**SMALL),
-    "smollm3": lambda: SmolLM3Config(**SMALL, no_rope_layer_interval=2),
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **SMALL},
+    "llama3-rope": {"model_type": "llama", **SMALL, "rope_parameters": LLAMA3},
+    "yarn": {"model_type": "llama", **SMALL, "rope_parameters": YARN},
+    "linear": {"model_type": "llama", **SMALL, "rope_parameters": LINEAR},
+    "mistral": {"model_type": "mistral", **SMALL, "sliding_window": None},
+    "mistral-sliding": {"model_type": "mistral", **SMALL, "sliding_window": 60},
+    "qwen2": {"model_type": "qwen2", **SMALL},
+    "qwen2-sliding": {"model_type": "qwen2", **SMALL, **SLIDING, "max_window_layers": 2},
+    "qwen3": {"model_type": "qwen3", **SMALL},
+    "smollm3": {"model_type": "smollm3", **SMALL, "no_rope_layer_interval": 2},
 }
 
 
@@ -78,7 +74,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 def model(family: str = "llama") -> CausalLM:
     """A model with random weights, large enough that attention is far from uniform."""
     torch.manual_seed(1)
-    made = CausalLM(CONFIGS[family]())
+    made = CausalLM(parse_config(CONFIGS[family]))
     for name, weight in made.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, 1.0, 0.1)
@@ -242,9 +238,9 @@ def stored(folder: Path) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 def tokenizer(
     corpus: Sequence[str], template: str | None = None, special: Sequence[str] = (), size: int = 400
-) -> PreTrainedTokenizerFast:
+) -> Tokenizer:
     """A byte-level BPE, trained on the spot. The special tokens come first; the first one is bos, the last eos."""
-    backend = Tokenizer(models.BPE())
+    backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -255,8 +251,4 @@ def tokenizer(
     )
     backend.train_from_iterator(corpus, trainer)
     ends = {"bos_token": special[0], "eos_token": special[-1]} if special else {}
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=1 << 40, **ends
-    )
-    made.chat_template = template
-    return made
+    return Tokenizer(backend, ends, compiled(template or ""))

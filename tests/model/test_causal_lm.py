@@ -1,6 +1,5 @@
 """The first invariant: with every token attended at its true position, the answer is that of stock transformers."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actqkv_cli.model.causal_lm import AttentionCall, CausalLM
+from actqkv_cli.model.config import parse_config
+from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.model.stock import stock_model
 from actqkv_kernels.paged_attention import rotated
@@ -118,7 +119,8 @@ class Dense:
         if call.rotates:
             halves = (table[places].to(query) for table in self.rotary.halves(len(places)))
             cos, sin = (torch.cat([half, half], dim=-1) for half in halves)
-            query, key = (x * cos + torch.cat([-x[..., 8:], x[..., :8]], dim=-1) * sin for x in (query, key))
+            half = query.shape[-1] // 2
+            query, key = (x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin for x in (query, key))
         distance = places[:, None] - places
         seen = (distance >= 0) & (distance < (call.sliding_window or len(places)))
         key, value = (x.repeat_interleave(len(query) // len(x), dim=0) for x in (key, value))
@@ -126,36 +128,61 @@ class Dense:
         return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
 
+def config(family: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": family, **tiny.SMALL, **changes}
+
+
 NO_HEAD_DIM = {key: value for key, value in tiny.SMALL.items() if key != "head_dim"} | {"hidden_size": 64}
-VARIANTS: dict[str, Callable[[], Any]] = {
+NO_LENGTH = {key: value for key, value in tiny.LLAMA3.items() if key != "original_max_position_embeddings"}
+VARIANTS: dict[str, dict[str, Any]] = {
     **tiny.CONFIGS,
-    "tied": lambda: LlamaConfig(**tiny.SMALL, tie_word_embeddings=True),
-    "llama-biases": lambda: LlamaConfig(**tiny.SMALL, attention_bias=True, mlp_bias=True),
-    "qwen3-biases": lambda: Qwen3Config(**tiny.SMALL, attention_bias=True),
-    "smollm3-sliding": lambda: SmolLM3Config(**tiny.SMALL, use_sliding_window=True, sliding_window=20),
-    "smollm3-biases": lambda: SmolLM3Config(**tiny.SMALL, attention_bias=True, mlp_bias=True),
-    "smollm3-layers": lambda: SmolLM3Config(**tiny.SMALL, no_rope_layers=[1, 0, 0, 1]),
-    "qwen2-head-dim": lambda: Qwen2Config(**NO_HEAD_DIM),
-    "smollm3-head-dim": lambda: SmolLM3Config(**NO_HEAD_DIM),
-    "mistral-head-dim": lambda: MistralConfig(**{**tiny.SMALL, "hidden_size": 64, "head_dim": None}),
-    "epsilon": lambda: Qwen3Config(**tiny.SMALL, rms_norm_eps=0.1),
+    "tied": config("llama", tie_word_embeddings=True),
+    "llama-biases": config("llama", attention_bias=True, mlp_bias=True),
+    "llama-all-heads": config("llama", num_key_value_heads=None),
+    "llama-theta": config("llama", rope_theta=100.0),  # as before transformers 5
+    "llama-scaling": config("llama", rope_theta=100.0, rope_scaling={"type": "linear", "factor": 4.0}),
+    "llama3-length": config("llama", rope_parameters=NO_LENGTH),
+    "yarn-told": config("llama", rope_parameters={**tiny.YARN, "attention_factor": 0.7, "truncate": False}),
+    "yarn-scales": config("llama", rope_parameters={**tiny.YARN, "mscale": 0.7, "mscale_all_dim": 1.2}),
+    "yarn-betas": config("llama", rope_parameters={**tiny.YARN, "beta_fast": 8.0, "beta_slow": 2.0}),
+    "yarn-short": config("llama", rope_parameters={**tiny.YARN, "factor": 0.5}),
+    "qwen3-biases": config("qwen3", attention_bias=True),
+    "qwen3-sliding": config("qwen3", **tiny.SLIDING, max_window_layers=1),
+    "qwen2-layers": config("qwen2", **tiny.SLIDING, layer_types=["sliding_attention", "full_attention"] * 2),
+    "smollm3": config("smollm3"),
+    "smollm3-sliding": config("smollm3", **tiny.SLIDING),
+    "smollm3-listed": config("smollm3", sliding_window=20, layer_types=["sliding_attention"] * 4),
+    "smollm3-biases": config("smollm3", attention_bias=True, mlp_bias=True),
+    "smollm3-layers": config("smollm3", no_rope_layers=[1, 0, 0, 1]),
+    "qwen2-head-dim": {"model_type": "qwen2", **NO_HEAD_DIM},
+    "qwen3-head-dim": {"model_type": "qwen3", **NO_HEAD_DIM},
+    "smollm3-head-dim": {"model_type": "smollm3", **NO_HEAD_DIM},
+    "mistral-head-dim": {"model_type": "mistral", **NO_HEAD_DIM, "head_dim": None},
+    "epsilon": config("qwen3", rms_norm_eps=0.1),
     # What a family does not know of has no meaning in its config.
-    "qwen2-stray": lambda: Qwen2Config(**tiny.SMALL, attention_bias=False, mlp_bias=True),
-    "mistral-stray": lambda: MistralConfig(
-        **tiny.SMALL, attention_bias=True, mlp_bias=True, use_sliding_window=False, sliding_window=20
-    ),
-    "qwen3-stray": lambda: Qwen3Config(**tiny.SMALL, mlp_bias=True),
-    "llama-stray": lambda: LlamaConfig(**tiny.SMALL, sliding_window=20),
+    "qwen2-stray": config("qwen2", attention_bias=False, mlp_bias=True),
+    "mistral-stray": config("mistral", attention_bias=True, mlp_bias=True, use_sliding_window=False, sliding_window=20),
+    "qwen3-stray": config("qwen3", mlp_bias=True),
+    "llama-stray": config("llama", sliding_window=20),
 }
 
 
 def variant(name: str, dtype: torch.dtype = torch.float32) -> CausalLM:
     """A model whose every parameter matters: biases too are random."""
     torch.manual_seed(2)
-    model = CausalLM(VARIANTS[name](), dtype)
+    model = CausalLM(parse_config(VARIANTS[name]), dtype)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.2)
     return model.requires_grad_(False)
+
+
+def by_transformers_alone(name: str, model: CausalLM) -> Any:
+    """The model's weights in one that transformers made of the same config."""
+    with quiet_transformers():
+        config = AutoConfig.for_model(**VARIANTS[name])
+        stock = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation="eager")
+    stock.load_state_dict(model.state_dict())
+    return stock.eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -164,8 +191,7 @@ def test_logits_are_those_of_transformers(name: str, dtype: torch.dtype) -> None
     model = variant(name, dtype)
     ids = tiny.tokens(90).view(2, 45)
     ours = model(ids, [[Dense(Rotary(model))] * 4] * 2)
-    stock = stock_model(model)
-    stock.set_attn_implementation("eager")
+    stock = by_transformers_alone(name, model)
     expected = stock(ids, use_cache=False).logits
     assert expected.std() > 0.1
     assert torch.equal(ours, expected)

@@ -3,7 +3,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 import torch
 import transformers
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from actqkv_cli.errors import OutOfMemory, UsageError
 from actqkv_cli.model import load
 from actqkv_cli.model.files import ModelFiles
-from actqkv_cli.model.load import choose_device, choose_dtype, load_model, load_tokenizer
+from actqkv_cli.model.load import choose_device, choose_dtype, load_model
 from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.resolve import resolve
 from actqkv_cli.model.stock import stock_model
@@ -70,7 +69,13 @@ def test_weights_come_in_the_type_asked_for(tiny: ModelFiles, dtype: str) -> Non
 
 @pytest.mark.parametrize(
     ("generation", "stop"),
-    [(None, {2, 257}), ({}, {2, 257}), ({"eos_token_id": 7}, {7, 257}), ({"eos_token_id": [8, 9]}, {8, 9, 257})],
+    [
+        (None, {2, 257}),
+        ({}, {2, 257}),
+        ({"eos_token_id": None}, {2, 257}),
+        ({"eos_token_id": 7}, {7, 257}),
+        ({"eos_token_id": [8, 9, None]}, {8, 9, 257}),
+    ],
 )
 def test_a_turn_ends_with_what_the_model_or_its_tokenizer_says(
     tiny: ModelFiles, generation: dict[str, Any] | None, stop: set[int]
@@ -80,24 +85,6 @@ def test_a_turn_ends_with_what_the_model_or_its_tokenizer_says(
     if generation is not None:
         told.write_text(json.dumps(generation))
     assert load_model(tiny, device="cpu").stop_tokens == stop
-
-
-def test_the_tokenizer_is_the_one_in_tokenizer_json(tiny: ModelFiles) -> None:
-    tokenizer = load_model(tiny, device="cpu").tokenizer
-    plain = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
-    text = "In 1988: naïve 你好 👍🏽 , it 's</s>"
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    assert encoded.input_ids == plain.encode(text).ids
-    assert tokenizer.decode(encoded.input_ids) == text
-    assert tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12") == [("1", (0, 1)), ("2", (1, 2))]
-    assert text[slice(*encoded.offset_mapping[-1])] == tokenizer.eos_token == "</s>"
-
-
-def test_long_texts_bring_no_warning(tiny: ModelFiles, capfd: pytest.CaptureFixture[str]) -> None:
-    settings = tiny.folder / "tokenizer_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 8}))
-    load_model(tiny, device="cpu").tokenizer("a text of more than eight tokens")
-    assert capfd.readouterr() == ("", "")
 
 
 def test_quiet_transformers_puts_the_settings_back() -> None:
@@ -150,21 +137,10 @@ def test_ends_that_are_tied(tiny: ModelFiles, how: str) -> None:
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == (how != "another")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
-        {"hidden_size": "32"},
-        {"hidden_size": 30, "head_dim": None},
-        {"num_attention_heads": None},
-    ],
-)
-def test_a_config_that_cannot_be_is_refused(tiny: ModelFiles, change: dict[str, Any]) -> None:
-    change_config(tiny, **change)
-    with pytest.raises(UsageError) as caught:
+def test_a_config_that_cannot_be_is_refused(tiny: ModelFiles) -> None:
+    change_config(tiny, hidden_size="32")
+    with pytest.raises(UsageError, match="hidden_size"):
         load_model(tiny)
-    assert "\n" not in caught.value.message
 
 
 def change_config(files: ModelFiles, **changes: Any) -> None:
@@ -300,44 +276,3 @@ def test_it_is_refused_before_any_weights_are_read(tiny: ModelFiles) -> None:
     (tiny.folder / "model.safetensors").write_bytes(b"not weights at all")
     with pytest.raises(UsageError, match="gpt2"):
         load_model(tiny)
-
-
-@pytest.mark.model
-def test_the_smallest_model_speaks() -> None:
-    files = resolve("smollm2-135m", cache=platformdirs.user_cache_path("actqkv"), offline=False)
-    loaded = load_model(files)
-    tokenizer = loaded.tokenizer
-    text = "In 1988, abc12 x=345.67 Hello wörld, it's   你好 👍🏽 naïve\n\n 10,000 tokens\t42nd"
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    pieces = [text[begin:end] for begin, end in encoded.offset_mapping]
-    assert tokenizer.decode(encoded.input_ids) == text
-    assert pieces[:6] == ["In", " ", "1", "9", "8", "8"]
-    assert pieces[-5:] == [" tokens", "\t", "4", "2", "nd"]
-    assert tokenizer("<|im_start|><|im_end|>").input_ids == [tokenizer.bos_token_id, tokenizer.eos_token_id] == [1, 2]
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    ).to(loaded.device)
-    answer = stock_model(loaded.model).generate(**prompt, max_new_tokens=12, do_sample=False)[
-        0, prompt.input_ids.shape[1] :
-    ]
-    assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
-
-
-@pytest.mark.model
-def test_qwens_text_is_split_as_qwens_tokenizer_does() -> None:
-    files = resolve("qwen2.5-coder-0.5b", cache=platformdirs.user_cache_path("actqkv"), offline=False)
-    tokenizer = load_tokenizer(files)
-    text = "In 1988, abc12 Hello wörld, it's   你好\n\n 10,000 tokens\t42nd"
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    assert tokenizer.decode(encoded.input_ids) == text
-    pieces = [text[begin:end] for begin, end in encoded.offset_mapping]
-    assert pieces[:10] == ["In", " ", "1", "9", "8", "8", ",", " abc", "1", "2"]
-    assert pieces[-5:] == [" tokens", "\t", "4", "2", "nd"]
-    assert (tokenizer("<|im_start|><|im_end|>").input_ids, tokenizer.eos_token_id) == ([151_644, 151_645], 151_645)
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
-    )
-    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")

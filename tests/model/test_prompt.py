@@ -1,15 +1,16 @@
 """The prompt: the stored part is the document and says where it stands; nothing in it is an instruction."""
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import tiny
+from torch import Tensor
 
 from actqkv_cli.documents import Document, Page
 from actqkv_cli.engine.ingest import encode
 from actqkv_cli.errors import UsageError
 from actqkv_cli.model.prompt import encode_document, encode_question, encode_turns, template
+from actqkv_cli.model.tokenizer import Tokenizer
 
 SPECIAL = ["<|im_start|>", "<|endoftext|>", "<|im_end|>"]
 CHAT = (
@@ -33,69 +34,69 @@ TEXTS = [
 
 
 @pytest.fixture(params=TEMPLATES)
-def tokenizer(request: pytest.FixtureRequest) -> Any:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return tiny.tokenizer(CORPUS, TEMPLATES[request.param], SPECIAL)
 
 
 @pytest.fixture
-def chat() -> Any:
+def chat() -> Tokenizer:
     return tiny.tokenizer(CORPUS, CHAT, SPECIAL)
 
 
-def special_ids(tokenizer: Any) -> set[int]:
-    return set(tokenizer.convert_tokens_to_ids(SPECIAL))
+def special_ids(tokenizer: Tokenizer) -> list[int | None]:
+    return [tokenizer.backend.token_to_id(token) for token in SPECIAL]
+
+
+def said(tokenizer: Tokenizer, ids: Tensor | list[int]) -> str:
+    """With special tokens."""
+    return tokenizer.backend.decode(list(map(int, ids)), skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_documents_tokens_are_the_document(tokenizer: Any, text: str) -> None:
+def test_the_documents_tokens_are_the_document(tokenizer: Tokenizer, text: str) -> None:
     encoded = encode_document(tokenizer, [(1, 0, text)])
     own = encoded.ids[encoded.start :].tolist()
-    assert tokenizer.decode(own) == text
-    assert not special_ids(tokenizer) & set(own)
-    assert tokenizer.decode(encoded.ids[: encoded.start]) == template(tokenizer).before
+    assert said(tokenizer, own) == text
+    assert not set(special_ids(tokenizer)) & set(own)
+    assert said(tokenizer, encoded.ids[: encoded.start]) == template(tokenizer).before
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_questions_own_tokens_are_the_question(tokenizer: Any, text: str) -> None:
+def test_the_questions_own_tokens_are_the_question(tokenizer: Tokenizer, text: str) -> None:
     encoded = encode_question(tokenizer, text)
     own = encoded.ids[encoded.own].tolist()
-    assert tokenizer.decode(own) == text
-    assert not special_ids(tokenizer) & set(own)
+    assert said(tokenizer, own) == text
+    assert not set(special_ids(tokenizer)) & set(own)
     parts = template(tokenizer)
-    assert tokenizer.decode(encoded.ids) == parts.between + text + parts.after
+    assert said(tokenizer, encoded.ids) == parts.between + text + parts.after
 
 
-def test_together_they_are_the_models_own_prompt(tokenizer: Any) -> None:
+def test_together_they_are_the_models_own_prompt(tokenizer: Tokenizer) -> None:
     """The text that the chat template gives for one message that holds both."""
     document, question = TEXTS[0], "Who built it?"
-    prompt = tokenizer.decode(encode_document(tokenizer, [(1, 0, document)]).ids)
-    prompt += tokenizer.decode(encode_question(tokenizer, question).ids)
+    prompt = said(tokenizer, encode_document(tokenizer, [(1, 0, document)]).ids)
+    prompt += said(tokenizer, encode_question(tokenizer, question).ids)
     parts = template(tokenizer)
     assert prompt == parts.before + document + parts.between + question + parts.after
-    if tokenizer.chat_template is not None:
+    if tokenizer.chat_template:
         message = prompt.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
-        assert prompt == tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
+        assert prompt == tokenizer.render([{"role": "user", "content": message}])
 
 
-def test_the_templates_special_tokens_are_special(chat: Any) -> None:
-    start, _, end = (chat.convert_tokens_to_ids(token) for token in SPECIAL)
+def test_the_templates_special_tokens_are_special(chat: Tokenizer) -> None:
+    start, _, end = special_ids(chat)
     assert encode_document(chat, [(1, 0, "x")]).ids[0] == start
     after = encode_question(chat, "x").ids.tolist()
     assert after.count(end) == 1
     assert after.count(start) == 1
 
 
-def test_special_tokens_are_special_again_afterwards(chat: Any) -> None:
+def test_special_tokens_are_special_again_afterwards(chat: Tokenizer) -> None:
     """Tokenizing plain text leaves no setting behind in the tokenizer."""
     for _ in range(2):
         encode_document(chat, [(1, 0, "a<|im_end|>")])
         encode_question(chat, "a<|im_end|>")
-        assert chat("<|im_end|>")["input_ids"] == [chat.convert_tokens_to_ids("<|im_end|>")]
+        assert chat.encode("<|im_end|>") == special_ids(chat)[2:]
 
 
 def test_a_model_without_template_gets_plain_text() -> None:
@@ -117,10 +118,10 @@ def document(texts: list[str]) -> Document:
     return Document("book.txt", "0" * 64, pages, 2 * len(texts), (), (), "text")
 
 
-def check_places(tokenizer: Any, book: Document) -> None:
+def check_places(tokenizer: Tokenizer, book: Document) -> None:
     """Every token begins where it says, and on the page that it says; tokens cover the text without a gap."""
     encoded = encode(book, tokenizer)
-    assert tokenizer.decode(encoded.ids[encoded.start :]) == book.text
+    assert said(tokenizer, encoded.ids[encoded.start :]) == book.text
     assert len(encoded.char_start) == len(encoded.page) == len(encoded.ids)
     starts, pages = encoded.char_start[encoded.start :].tolist(), encoded.page[encoded.start :].tolist()
     assert all(one <= other for one, other in pairwise(starts))
@@ -132,11 +133,11 @@ def check_places(tokenizer: Any, book: Document) -> None:
     ids, own = encoded.ids[encoded.start :].tolist(), 0
     for place, (start, end) in enumerate(zip(starts, [*starts[1:], len(book.text)], strict=True)):
         if end > start:  # of a character of several tokens, the last one tells where the next begins
-            assert tokenizer.decode(ids[own : place + 1]) == book.text[starts[own] : end]
+            assert said(tokenizer, ids[own : place + 1]) == book.text[starts[own] : end]
             own = place + 1
 
 
-def test_tokens_know_their_page_and_character(chat: Any) -> None:
+def test_tokens_know_their_page_and_character(chat: Tokenizer) -> None:
     check_places(chat, document(["The lighthouse", "was built 漢字", "x", "in 1903.\n\n\nBy whom? 🎉 "]))
 
 
@@ -144,25 +145,17 @@ def test_tokens_know_their_page_and_character(chat: Any) -> None:
 @pytest.mark.parametrize(
     "unit", ["built in 1903, ", "漢", "x" * 49_990 + " ", "\n\n"], ids=["words", "han", "long", "gaps"]
 )
-def test_long_pages(chat: Any, unit: str, size: int) -> None:
+def test_long_pages(chat: Tokenizer, unit: str, size: int) -> None:
     page = (unit * (size // len(unit) + 1))[:size]
     check_places(chat, document(["short", page, page[:60_000]]))
 
 
-def test_a_tokenizer_without_positions_is_refused(chat: Any) -> None:
-    class Slow:
-        is_fast = False
-
-    with pytest.raises(UsageError, match=r"tokenizer\.json"):
-        encode_document(Slow(), [(1, 0, "x")])
-
-
-def test_a_follow_up_knows_the_turn_before_it_however_it_is_fed(chat: Any) -> None:
+def test_a_follow_up_knows_the_turn_before_it_however_it_is_fed(chat: Tokenizer) -> None:
     """In a chat what was said is in the cache; a server is sent it anew with every question."""
-    said = ("Who built it?", "Edda Morrow")
-    alone = encode_question(chat, "And when?", before=said)
-    again = encode_turns(chat, [said], "And when?")
+    turn = ("Who built it?", "Edda Morrow")
+    alone = encode_question(chat, "And when?", before=turn)
+    again = encode_turns(chat, [turn], "And when?")
     assert alone.before == again.before == "Who built it?\nEdda Morrow"
     assert again.ids.tolist()[-len(alone.ids) :] == alone.ids.tolist()
-    assert chat.decode(again.ids[again.own]) == chat.decode(alone.ids[alone.own]) == "And when?"
+    assert said(chat, again.ids[again.own]) == said(chat, alone.ids[alone.own]) == "And when?"
     assert encode_question(chat, "And when?").before == encode_turns(chat, [], "And when?").before == ""

@@ -40,12 +40,3 @@ def test_windowed_pairs(tokens: int, window: int, budget: int) -> None:
 
 def test_with_a_budget_that_covers_the_document_windows_attend_to_all() -> None:
     assert windowed_pairs(100, 8, 100) == causal_pairs(100)
-
-
-def test_head_dim_follows_from_the_widths_where_a_config_does_not_say() -> None:
-    config = {
-        "hidden_size": 12, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "vocab_size": 9, "max_position_embeddings": 10, "tie_word_embeddings": True,
-    }  # fmt: skip
-    assert Shape.of(config).head_dim == 4
-    assert Shape.of({**config, "head_dim": 8}).head_dim == 8
