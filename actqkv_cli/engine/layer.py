@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,12 +11,11 @@ from torch.nn.functional import pad
 
 from actqkv_cli.engine.blocks import BlockPool, Pin
 from actqkv_cli.engine.layout import Layout
-from actqkv_cli.errors import UsageError
 from actqkv_cli.model.causal_lm import AttentionCall
+from actqkv_cli.model.load import kernels_run
 from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.retrieval.policy import PerToken, RetrievalPolicy, Selection
 from actqkv_kernels import PageList, Workspace, paged_attention, write_pages
-from actqkv_kernels.backend import VARIABLE, Backend, BackendUnavailable, runs_triton
 
 Positions = Literal["clamped", "compact", "original"]
 Select = Callable[[int, Tensor], Tensor | Selection]
@@ -82,7 +81,7 @@ class Layer:
         self._position = -1
         self.local_tokens = self.far_tokens = 0  # tokens of the local window before what is fed; and of far keys
         self.return_mass = False
-        self.on_kernels = kernels_run(rotary)
+        self.on_kernels = kernels_run(rotary.device)
         self.recording = self.selects = False
         self._mass = torch.empty(0)  # (Hkv, F + N, b), of the last call
         self._far: list[_Pages] = []
@@ -357,14 +356,6 @@ class Layer:
             self._near = _list(pages, torch.cat([ranks, fed]), self.pool.device)
             self._near_base_listed = base
         return self._near
-
-
-def kernels_run(rotary: Rotary) -> bool:
-    """Whether the kernels run, for a model with this rotation. Raises UsageError if they must and cannot."""
-    try:
-        return runs_triton("auto", "attention over pages", rotary.device)
-    except (BackendUnavailable, ValueError) as error:
-        raise UsageError(str(error), f"{VARIABLE} is one of {', '.join(get_args(Backend))}") from error
 
 
 def shown(places: Tensor, selected: Selection, sink: Tensor, block_size: int) -> Tensor:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import safe_open
@@ -12,7 +13,7 @@ from actqkv_cli.model.causal_lm import CausalLM
 from actqkv_cli.model.config import ModelConfig, parse_config
 from actqkv_cli.model.files import ModelFiles, read_json, weight_files
 from actqkv_cli.model.tokenizer import Tokenizer, load_tokenizer
-from actqkv_kernels.backend import runs_triton
+from actqkv_kernels.backend import VARIABLE, Backend, BackendUnavailable, runs_triton
 
 _ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,13 +34,12 @@ class LoadedModel:
 def load_model(files: ModelFiles, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
     """Loads weights and tokenizer, without network and without running code from the model's folder.
 
-    Raises UsageError for a model, device or type that cannot be used, OutOfMemory when it does not fit, and what
-    `runs_triton` raises.
+    Raises UsageError for a model, device, type or backend that cannot be used, OutOfMemory when it does not fit.
     """
     config = parse_config(read_json(files.folder / "config.json"))
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    runs_triton("auto", "paged attention", chosen_device)  # if it cannot run, nothing should be begun
+    kernels_run(chosen_device)  # where they must and cannot, nothing is to be begun
     if chosen_device.type == "cuda":
         torch.cuda.set_device(chosen_device)  # kernels and streams are of the current one
     model = _load_weights(files, config, DTYPES[chosen_dtype], chosen_device)
@@ -73,6 +73,14 @@ def choose_dtype(dtype: str, device: torch.device) -> str:
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype: {dtype}", f"types are auto, {', '.join(DTYPES)}")
     return dtype
+
+
+def kernels_run(device: torch.device) -> bool:
+    """Whether attention is computed by kernels on a device. Raises UsageError if it must be and cannot."""
+    try:
+        return runs_triton("auto", "attention over pages", device)
+    except (BackendUnavailable, ValueError) as error:
+        raise UsageError(str(error), f"{VARIABLE} is one of {', '.join(get_args(Backend))}") from error
 
 
 def _cpu_has_bfloat16() -> bool:
