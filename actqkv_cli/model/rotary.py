@@ -53,8 +53,8 @@ def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def _llama3(plain: Tensor, rope: Llama3Rope) -> Tensor:
-    """Slow angles are stretched by `factor`, fast ones kept, those between in part (The Llama 3 herd of models, arXiv
-    2407.21783, section 3.4.2, gives the base alone; the rest is as the model's code was published)."""
+    """Slow angles are divided by `factor`, fast ones kept, those between in part: as Llama 3.1's code does, whose paper
+    (arXiv 2407.21783, section 3.2) gives the base alone."""
     turns = rope.original_max_position_embeddings / (2 * math.pi / plain)
     kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = kept.clamp(0, 1)
