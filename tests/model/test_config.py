@@ -17,12 +17,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
 SLIDING = {"use_sliding_window": True, "sliding_window": 20}
+STRAY = {"sliding_window": 20, "max_window_layers": 0}  # without what would make them count
 KINDS = ["full_attention", "sliding_attention"] * 3
 FAMILIES: dict[str, list[dict[str, Any]]] = {
-    "llama": [{}, {"sliding_window": 20}, {"head_dim": 8}, {"head_dim": None}, {"num_key_value_heads": None}],
+    "llama": [{}, STRAY, {"head_dim": 8}, {"head_dim": None}, {"num_key_value_heads": None}],
     "mistral": [{}, {"sliding_window": None}, {"sliding_window": 20}, {"use_sliding_window": False}],
     "qwen2": [{}, SLIDING, {**SLIDING, "max_window_layers": 2}, {**SLIDING, "layer_types": KINDS}],
-    "qwen3": [{}, {"sliding_window": 20}, {**SLIDING, "max_window_layers": 0}, {"head_dim": 8}],
+    "qwen3": [{}, STRAY, {**SLIDING, "max_window_layers": 0}, {"head_dim": 8}],
     "smollm3": [
         {}, SLIDING, {"sliding_window": 20}, {"no_rope_layer_interval": 2}, {"no_rope_layers": [0, 1] * 3},
         {"sliding_window": 20, "layer_types": KINDS}, {"tie_word_embeddings": False},
@@ -50,6 +51,7 @@ ROPES: list[dict[str, Any]] = [
     {"rope_parameters": {**YARN, "truncate": False}},
     {"rope_parameters": {**YARN, "beta_fast": 500.0, "beta_slow": 400.0}},  # beyond one end
     {"rope_parameters": {**YARN, "beta_fast": 1e-3, "beta_slow": 1e-9}},  # and the other
+    {"rope_parameters": {**YARN, "beta_slow": 1e-6}},
     {"rope_parameters": {**YARN, "beta_fast": 4.0, "beta_slow": 4.0, "truncate": False}},  # no width between
     {"rope_parameters": YARN, "original_max_position_embeddings": 2048},
 ]

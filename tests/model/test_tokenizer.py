@@ -40,7 +40,8 @@ CHATS = [
     "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "{{ messages | tojson(indent=2) }}{% if tools %}tools{% endif %}{% if documents is none %}none{% endif %}",
     "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + m.content | length %}{% endfor %}{{ s.n }}",
-    "{{ strftime_now(format='%%') }}{{ unk_token is defined }}{{ add_bos_token is defined }}",
+    "{{ strftime_now(format='%%') }}{{ unk_token is defined }}",
+    "{{ add_bos_token is defined }}{{ tokenizer_class is defined }}",
     "{{ messages | tojson(false) }}{{ messages | tojson(true, 2) }}{{ messages | tojson(sort_keys=true) }}",
     "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
 ]
