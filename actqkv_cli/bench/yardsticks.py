@@ -17,6 +17,7 @@ from actqkv_cli.engine.context import Context
 from actqkv_cli.engine.session import Session
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.prompt import encode_document, encode_question
+from actqkv_cli.model.quiet import quiet_transformers
 from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.retrieval.lexical import block_texts
 
@@ -66,7 +67,7 @@ def stock_answers(stock: Any, loaded: LoadedModel, asked: Sequence[tuple[str, Ex
     ids = pad_sequence(prompts, batch_first=True, padding_value=pad, padding_side="left")
     length = torch.tensor([len(prompt) for prompt in prompts])
     mask = torch.arange(ids.shape[1]) >= ids.shape[1] - length[:, None]
-    with torch.inference_mode():
+    with torch.inference_mode(), quiet_transformers():
         out = stock.generate(
             ids.to(loaded.device),
             attention_mask=mask.long().to(loaded.device),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from transformers.utils import logging
 
 from actqkv_cli.bench import yardsticks
 from actqkv_cli.bench.examples import Example, unanswerable
@@ -52,7 +53,9 @@ def test_gold_is_the_passage_and_reread_the_text_of_what_is_attended(tmp_path: P
 
 
 @pytest.mark.parametrize("max_tokens", [2, 3, 6, 40])
-def test_answers_are_what_the_model_alone_generates(tokenizer: Tokenizer, max_tokens: int) -> None:
+def test_answers_are_what_the_model_alone_generates(
+    tokenizer: Tokenizer, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To each text and question, also where several of different lengths go through the model together."""
     model = stock_model(tiny.model())
     stop = tokenizer.eos
@@ -68,7 +71,10 @@ def test_answers_are_what_the_model_alone_generates(tokenizer: Tokenizer, max_to
         expected.append(tokenizer.decode(ids[before:].tolist()).strip())
     assert len(set(expected)) == len(texts)
     asked = [(text, example(max_tokens=max_tokens)) for text in texts]
+    generate, levels = model.generate, []
+    monkeypatch.setattr(model, "generate", lambda *a, **k: levels.append(logging.get_verbosity()) or generate(*a, **k))
     assert yardsticks.stock_answers(model, loaded, asked) == expected
+    assert levels == [logging.ERROR]  # its advice is not for users
 
 
 def test_every_document_is_asked_the_questions_of_another() -> None:
