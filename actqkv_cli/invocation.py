@@ -29,7 +29,8 @@ class Invocation:
 
     began: perf_counter() then. delegate: is given the seconds to keep alive as soon as these are known, and exits or
     raises if the command is not to be carried out here. runtime: what the command loads, and finds loaded. check:
-    is called wherever it may be stopped. reraised: what is raised for the caller, not for the user.
+    is called wherever it may be stopped. reraised: what is raised for the caller, not for the user. prepare: is given
+    the options of an `ask` that is likely to come next.
     """
 
     argv: Sequence[str]
@@ -38,6 +39,7 @@ class Invocation:
     runtime: "Callable[[], AbstractContextManager[Runtime]]"
     check: terminal.Check
     reraised: tuple[type[Exception], ...] = ()
+    prepare: Callable[[Sequence[str]], None] = lambda options: None
 
 
 def start(call: Invocation) -> int | Prompts:
@@ -79,14 +81,18 @@ def main(began: float) -> None:
     start of the process."""
     argv, interrupts = sys.argv[1:], terminal.Interrupts()
     call = Invocation(argv, began, partial(_hand_over, argv), _own_runtime, interrupts.check)
+    sys.exit(carry_out(call, interrupts))
+
+
+def carry_out(call: Invocation, interrupts: terminal.Interrupts) -> int:
+    """The exit code of a command, after all of its conversation if it is one. Failures as in `start`."""
     try:
         result = start(call)
-        code = result if isinstance(result, int) else _reported(call, lambda: _converse(call, result, interrupts))
+        return result if isinstance(result, int) else _reported(call, lambda: _converse(call, result, interrupts))
     except BrokenPipeError:
         # The reader of our output has gone; nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+        return 0
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -133,7 +139,7 @@ def _hand_over(argv: Sequence[str], keep_alive: float) -> None:
     if keep_alive > 0:
         from actqkv_cli.worker import client
 
-        code = client.hand_over(argv)
+        code = client.read(argv) if argv[0] == "ingest" else client.hand_over(argv)
         if code is not None:
             sys.exit(code)
 

@@ -1,6 +1,5 @@
 """The command line: options and help only. A command's module is imported when the command runs."""
 
-import os
 import sys
 from collections.abc import Generator, Mapping
 from dataclasses import fields
@@ -113,6 +112,7 @@ def options(
 
 @app.command()
 def ingest(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Files (.pdf, .txt, .md), folders, or - for stdin.")],
     name: Annotated[str | None, typer.Option(help="The document's name, for stdin.")] = None,
     model: Model = None,
@@ -136,10 +136,9 @@ def ingest(
 
     Where one of several files fails, the others are read all the same; the exit code is that of the first failure.
     """
-    environ = dict(os.environ)  # before libraries add to it
     from actqkv_cli.commands import ingest as command
 
-    command.run(paths, name, _settings(locals()), as_json, quiet, environ)
+    command.run(paths, name, _settings(locals()), as_json, quiet, context.obj)
 
 
 @app.command()

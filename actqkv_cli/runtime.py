@@ -45,8 +45,7 @@ class Runtime:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._loaded:
-            self._loaded.documents.close()
+        self._let_go()
 
     @contextlib.contextmanager
     def loaded(
@@ -61,8 +60,16 @@ class Runtime:
             for entry in entries:
                 locks.enter_context(reading(settings.home, entry.id))
             manifests = [entry.manifest for entry in entries if entry.manifest]  # `find` gives committed ones only
-            loaded = self._load(manifests, settings, quiet)
+            loaded = self._loaded_for(manifests, settings, quiet)
             yield loaded.model, loaded.documents
+
+    def reading_model(self, files: "ModelFiles", settings: Settings) -> "LoadedModel":
+        """The model that documents are to be read with; another one, with its documents, makes way for it. Raises what
+        loading raises."""
+        if self._loaded is None or self._loaded.model.files != files:
+            self._let_go()
+            self._loaded = _load(files, settings.dtype, settings)
+        return self._loaded.model
 
     def prune(self) -> None:
         """Let go of documents that were removed or ingested anew."""
@@ -80,28 +87,32 @@ class Runtime:
             "documents": [folder.name for folder in self._loaded.documents.folders],
         }
 
-    def _load(self, manifests: Sequence[Manifest], settings: Settings, quiet: bool) -> _Loaded:
+    def _loaded_for(self, manifests: Sequence[Manifest], settings: Settings, quiet: bool) -> _Loaded:
         spec = manifests[0].model["name"] if settings.model == "default" else settings.model
         files, dtype = fetch_files(spec, settings, quiet), manifests[0].geometry.dtype
         ours = {**files.identity, "dtype": dtype}
         for manifest in manifests:
             check_identity(decisive(manifest.model), decisive(ours))
         if self._loaded is None:
-            from actqkv_cli.model.load import load_model
-
-            model = load_model(files, dtype=dtype, device=settings.device)
-            self._loaded = _Loaded(settings.home, model, _cache_beside(model))
+            self._loaded = _load(files, dtype, settings)
         else:
             _check_same(self._loaded, files, dtype, settings)
         return self._loaded
 
+    def _let_go(self) -> None:
+        if self._loaded:
+            self._loaded.documents.close()
+        self._loaded = None
 
-def _cache_beside(model: "LoadedModel") -> "DocumentCache":
+
+def _load(files: "ModelFiles", dtype: str, settings: Settings) -> _Loaded:
     """Documents may take half of the memory that the model leaves free; questions need some, and other programs."""
     from actqkv_cli.engine.document_cache import DocumentCache
     from actqkv_cli.model.choose import free_memory
+    from actqkv_cli.model.load import load_model
 
-    return DocumentCache(model.model, free_memory(model.device) // 2)
+    model = load_model(files, dtype=dtype, device=settings.device)
+    return _Loaded(settings.home, model, DocumentCache(model.model, free_memory(model.device) // 2))
 
 
 def _check_same(loaded: _Loaded, files: "ModelFiles", dtype: str, settings: Settings) -> None:

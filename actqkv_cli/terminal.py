@@ -18,8 +18,10 @@ Check = Callable[[], None]
 
 @contextlib.contextmanager
 def on_interrupt(handler: Callable[..., object]) -> Iterator[None]:
-    """Ctrl-C calls `handler` for as long as this is open. On the main thread only."""
-    before = signal.signal(signal.SIGINT, handler)
+    """Ctrl-C calls `handler` for as long as this is open, unless it is ignored (nohup). On the main thread only."""
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
 """actqkv ingest: documents into the library."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actqkv_cli.config import BUDGET, Settings
 from actqkv_cli.documents import Document, find_documents, read_document, read_stream
@@ -16,17 +16,17 @@ from actqkv_cli.model.heads import load_calibration
 from actqkv_cli.output import PartlyFailed, note, note_error, print_json, progress
 from actqkv_cli.store.library import list_entries, sweep
 from actqkv_cli.store.manifest import Manifest, Reading, Unfinished, decisive
-from actqkv_cli.worker.prepare import prepare
+
+if TYPE_CHECKING:
+    from actqkv_cli.invocation import Invocation
 
 
-def run(
-    paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool, environ: Mapping[str, str]
-) -> None:
+def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, quiet: bool, call: "Invocation") -> None:
     """Ingest every document that `paths` name; one that fails costs itself, and the first to fail says the exit code.
 
-    What no document could be read for ends it at once: no model, no memory, a full disk. environ: the environment in
-    which the command was called.
+    What no document could be read for ends it at once: no model, no memory, a full disk.
     """
+    call.delegate(settings.keep_alive)
     if "-" in paths and (len(paths) > 1 or not name):
         raise UsageError("stdin (-) is one document and needs a name", "cat FILE | actqkv ingest - --name NAME")
     if name and paths != ["-"]:
@@ -38,8 +38,8 @@ def run(
     several, failures = len(files) > 1, list[ActqkvError]()
     documents = _documents(files, name, failures, several)
     results: list[dict[str, Any]] = []
-    reading, chosen, loaded = reading_of(settings), None, None
-    with progress(quiet) as report:
+    reading, chosen = reading_of(settings), None
+    with progress(quiet) as report, call.runtime() as runtime:
         for document in documents:
             for warning in document.warnings:
                 note(f"warning: {warning}")
@@ -55,10 +55,7 @@ def run(
                 files_of_model = locate(known.model["name"], settings, quiet)
             else:
                 chosen = files_of_model = chosen or locate(settings.model, settings, quiet)
-            if loaded is None or loaded.files != files_of_model:
-                from actqkv_cli.model.load import load_model
-
-                loaded = load_model(files_of_model, dtype=settings.dtype, device=settings.device)
+            loaded = runtime.reading_model(files_of_model, settings)
             from actqkv_cli.engine.ingest import ingest
 
             try:
@@ -74,9 +71,8 @@ def run(
             results.append(_row(done.manifest, document, False, done.resumed_at, done.seconds))
             if not quiet:
                 note(_summary(results[-1]))
-    if results and settings.keep_alive > 0:
-        # Last, and elsewhere: when the worker has imported what it needs, this process and its model are gone.
-        prepare(_as_asked(results[-1]["id"], settings), environ)
+    if results:
+        call.prepare(_as_asked(results[-1]["id"], settings))
     if failures:
         first = failures[0]
         many = type(first)(f"{len(failures)} of {len(files)} documents could not be read")

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +47,24 @@ def hand_over(argv: Sequence[str]) -> int | None:
         if code is not None:
             return code
     return None
+
+
+def read(argv: Sequence[str]) -> int | None:
+    """The exit code of an `ingest`, carried out by a process that then is the worker. None where there can be none."""
+    if endpoint.socket_path() is None:
+        return None
+    import subprocess
+
+    ours, its = socket.socketpair()
+    with ours:
+        with its:
+            # -P: the current folder is no place to import from. Streams, folder and terminal are the user's own.
+            command = [sys.executable, "-P", "-m", "actqkv_cli.worker.reader", str(its.fileno()), *argv]
+            process = subprocess.Popen(command, pass_fds=[its.fileno()])
+        with terminal.on_interrupt(lambda *_: process.terminate()):
+            told = ours.recv(1)
+            code = told[0] if told else process.wait()
+    return code if code >= 0 else _killed(signal.Signals(-code), argv)
 
 
 def running() -> dict[str, Any] | None:
@@ -178,15 +197,19 @@ def _died(argv: Sequence[str]) -> int:
     return fail(ActqkvError(message, f"{log}the next command starts a new one"), argv)
 
 
+def _killed(by: signal.Signals, argv: Sequence[str]) -> int:
+    reason = ", perhaps because memory ran out" if by == signal.SIGKILL else ""
+    message = f"the process that read was ended by {by.name}{reason}"
+    return fail(ActqkvError(message, "the same command goes on where it stopped"), argv)
+
+
 def _start() -> Connection | None:
     """A connection to a new worker, or to one that another client has just started. None, with a note if it failed."""
     path = endpoint.socket_path()
     if path is None:
         return None
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if problem := endpoint.unsafe(path.parent):
-            raise OSError(problem)
+        endpoint.make_folder(path)
         return _spawn(path)
     except OSError as error:
         sys.stderr.write(f"note: answering without a worker, which could not be started: {error}\n")
@@ -197,9 +220,7 @@ def _spawn(path: Path) -> Connection:
     """Raises OSError that says why there is none."""
     import subprocess
 
-    log = endpoint.log_path(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-    descriptor = os.open(log, flags, 0o600)
+    descriptor = endpoint.open_log(path)
     try:
         # -P: the current folder is no place to import from. A session of its own: no Ctrl-C, no hang-up reaches it.
         process = subprocess.Popen(
@@ -214,9 +235,9 @@ def _spawn(path: Path) -> Connection:
         if connection := endpoint.connect():
             return connection
         if ended:
-            raise OSError(f"it ended with code {ended}, see {log}")
+            raise OSError(f"it ended with code {ended}, see {endpoint.log_path(path)}")
         time.sleep(0.01)
-    raise OSError(f"it did not listen within {_START:.0f} s, see {log}")
+    raise OSError(f"it did not listen within {_START:.0f} s, see {endpoint.log_path(path)}")
 
 
 def _hangs_up(connection: Connection) -> bool:

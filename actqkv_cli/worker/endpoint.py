@@ -26,9 +26,21 @@ def socket_path() -> Path | None:
     return path if len(os.fsencode(path)) <= _MAX_PATH_BYTES else None
 
 
+def make_folder(path: Path) -> None:
+    """Make the socket's folder if it is not there. Raises OSError that says why nobody may listen there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if problem := unsafe(path.parent):
+        raise OSError(problem)
+
+
 def log_path(path: Path) -> Path:
     """What a worker has to say to nobody in particular: tracebacks, and why it ended."""
     return path.with_suffix(".log")
+
+
+def open_log(path: Path) -> int:
+    """A descriptor to append to the log. Raises OSError."""
+    return os.open(log_path(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
 
 
 def unsafe(folder: Path) -> str:

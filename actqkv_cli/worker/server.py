@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +36,46 @@ _SEND = 10.0  # seconds in which a client must read what it is sent
 
 def main() -> None:
     """Serve until nobody has asked for as long as the last client said; at once nothing if another worker does."""
+    try:
+        worker = listen(Surroundings.now())
+    except OSError as error:
+        sys.exit(str(error))
+    if worker:
+        from actqkv_cli.runtime import Runtime  # after it listens: this imports what takes a moment
+
+        with Runtime() as runtime:
+            worker.serve(runtime)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process was started with, before the libraries that it imports add to its environment."""
+
+    environ: dict[str, str]
+    fingerprint: dict[str, Any]
+
+    @staticmethod
+    def now() -> "Surroundings":
+        return Surroundings(dict(os.environ), fingerprint())
+
+
+def listen(surroundings: Surroundings, keep_alive: float = _FIRST_CLIENT) -> "Worker | None":
+    """A worker that clients can connect to from now on; None if another is there. Raises OSError that says why not.
+
+    keep_alive: seconds until it ends if nobody asks, who may say how long from then on.
+    """
     path = endpoint.socket_path()
-    if path is None or endpoint.unsafe(path.parent):
-        sys.exit(f"no socket can be made safely at {path}")
+    if path is None:
+        raise OSError("there can be no socket")
+    endpoint.make_folder(path)
     lock = FileLock(path.with_suffix(".lock"), mode=0o600, thread_local=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        return
-    with contextlib.suppress(OSError):  # where stderr is no file
-        os.ftruncate(2, 0)
-    faulthandler.enable()
-    Worker(path, lock).serve()
+        return None
+    worker = Worker(path, lock, surroundings, keep_alive)
+    threading.Thread(target=worker.accept, daemon=True).start()
+    return worker
 
 
 def _listen(path: Path) -> socket.socket:
@@ -90,16 +119,16 @@ class Declined(Exception):
 class Worker:
     """All that changes while a worker lives. `_retire` and what follows frames may run on any thread."""
 
-    def __init__(self, path: Path, lock: FileLock) -> None:
+    def __init__(self, path: Path, lock: FileLock, surroundings: Surroundings, keep_alive: float) -> None:
         self.current: Client | None = None
-        self._path, self._lock = path, lock
-        self._fingerprint = fingerprint()
-        self._environ = dict(os.environ)  # the last client's
+        self.path, self._lock = path, lock
+        self._fingerprint = surroundings.fingerprint
+        self._environ = surroundings.environ  # the last client's
         self._jobs: queue.SimpleQueue[tuple[Client, str | None]] = queue.SimpleQueue()
         self._talking: set[Client] = set()
         self._retiring = threading.Lock()
         self._retired = self._stopping = False
-        self._keep_alive = _FIRST_CLIENT
+        self._keep_alive = keep_alive
         self._began = self._last = time.monotonic()
         self._served = 0
         self._loaded: dict[str, Any] = {"model": None, "documents": []}  # as long as it imports
@@ -107,21 +136,21 @@ class Worker:
         self._file = path.lstat()
         self._streams = _Output(self, "out"), _Output(self, "err")
 
-    def serve(self) -> None:
-        threading.Thread(target=self._accept, daemon=True).start()
-        from actqkv_cli.runtime import Runtime  # after it listens: this imports what takes a moment
-
-        with Runtime() as runtime:
-            while self._wanted():
-                try:
-                    patience = _TICK if self._talking else min(_TICK, max(0, self._remaining()))
-                    client, line = self._jobs.get(timeout=patience)
-                except queue.Empty:
-                    runtime.prune()
-                else:
-                    self._do(client, line, runtime)
-                self._loaded = runtime.status()
-            self._retire("its time was up")
+    def serve(self, runtime: "Runtime") -> None:
+        """Answer with what this holds, and keep in it what is loaded. stderr is the log."""
+        with contextlib.suppress(OSError):  # where it is no file
+            os.ftruncate(2, 0)
+        faulthandler.enable()
+        while self._wanted():
+            self._loaded = runtime.status()
+            try:
+                patience = _TICK if self._talking else min(_TICK, max(0, self._remaining()))
+                client, line = self._jobs.get(timeout=patience)
+            except queue.Empty:
+                runtime.prune()
+            else:
+                self._do(client, line, runtime)
+        self._retire("its time was up")
 
     def _wanted(self) -> bool:
         if self._talking or not self._jobs.empty():
@@ -141,8 +170,8 @@ class Worker:
             print(f"actqkv worker {os.getpid()} takes no more clients: {reason}", file=sys.__stderr__)
             with contextlib.suppress(OSError):
                 # The folder may have been cleaned up, our lock with it, and the socket be another worker's.
-                if os.path.samestat(self._path.lstat(), self._file):
-                    self._path.unlink()
+                if os.path.samestat(self.path.lstat(), self._file):
+                    self.path.unlink()
             self._lock.release()
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
@@ -150,7 +179,8 @@ class Worker:
 
     # What happens on the threads that read.
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
+        """Take clients, whose commands then wait for `serve`."""
         while True:
             try:
                 sock, _ = self._listener.accept()

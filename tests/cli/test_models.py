@@ -9,9 +9,11 @@ from sandbox import SAMPLES, SMALL, Done, Sandbox
 
 from actqkv_cli.commands import ingest
 from actqkv_cli.config import Settings
+from actqkv_cli.invocation import Invocation
 from actqkv_cli.model import choose
 from actqkv_cli.model.catalogue import CATALOGUE, KnownModel
 from actqkv_cli.model.fetch import folder_of, leftovers_of
+from actqkv_cli.runtime import Runtime
 
 SMALLEST, MIDDLE, LARGEST = CATALOGUE
 
@@ -112,8 +114,10 @@ def test_with_less_memory_a_known_document_stays_known(
     text.write_text((SAMPLES / "keepers-log.txt").read_text()[:3000])
     settings = Settings(home=box.home, cache=box.cache, device="cpu", dtype="float32", keep_alive=0)
 
+    call = Invocation([], 0.0, lambda keep_alive: None, Runtime, lambda: None)
+
     def ingested() -> Done:
-        ingest.run([str(text)], None, settings, as_json=True, quiet=False, environ={})
+        ingest.run([str(text)], None, settings, as_json=True, quiet=False, call=call)
         return Done(0, *capsys.readouterr())
 
     free(100_000_000_000)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox import ROOT, SMALL, Done, Sandbox, finish
-from workers import connect, endpoint, status, with_worker
+from sandbox import ROOT, Done, Sandbox, finish
+from workers import alive, connect, endpoint, status, until, with_worker
 
 FAKES = Path(__file__).parent / "fake_commands.py"
 HEAVY = {"torch", "transformers", "pydantic", "numpy", "rich", "typer", "click", "prompt_toolkit", "filelock"}
@@ -29,22 +29,6 @@ QUESTION = "Wer stand im «Café» an der Küste?"
 ASK = ["--doc", "Küste — Café.txt", "--device", "cpu", "--budget", "1024", "--max-tokens", "24"]
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there is no worker without Unix sockets")
-
-
-def until(what: Any, seconds: float = 10) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def numbers(count: int) -> str:
@@ -184,78 +168,6 @@ def test_an_unforeseen_failure_is_told_and_survived(fake: Sandbox) -> None:
     assert done.code == done.json["error"]["exit_code"] == 1
     assert "an oversight" in done.err
     assert pid_of(fake.run("chat", "pid")) == first
-
-
-# What was ingested is ready.
-
-
-NEW = "Der Leuchtturm von Carrow steht auf einem Felsen. Sein Wärter heißt Ansgar.\n" * 40
-
-
-@pytest.fixture
-def reader(library: Sandbox, tmp_path: Path) -> Iterator[Sandbox]:
-    """A library to ingest into, whose worker does not run yet."""
-    (tmp_path / "new.txt").write_text(NEW, encoding="utf-8")
-    yield from with_worker(library.copy(tmp_path))
-
-
-def ingest(box: Sandbox, tiny: Path, *more: str | Path) -> str:
-    """Read the new document, and be told its id."""
-    done = box.run("ingest", *more or ["new.txt"], "--model", tiny, *SMALL, "--json")
-    assert (done.code, done.json["failed"]) == (0, [])
-    found: str = done.json["documents"][0]["id"]
-    return found
-
-
-def ready(box: Sandbox, document: str) -> dict[str, Any]:
-    """What the worker says when it holds the document and is idle."""
-    told = until(lambda: (found := status(box)) and document in found["documents"] and not found["busy"] and found, 60)
-    assert isinstance(told, dict)
-    return told
-
-
-def test_the_first_question_after_ingest_finds_model_and_document_ready(
-    library: Sandbox, reader: Sandbox, tiny: Path
-) -> None:
-    new = ingest(reader, tiny)
-    told = ready(reader, new)
-    assert (told["model"], told["home"]) == (str(tiny), str(reader.home))
-    assert new in reader.run("worker", "status").out
-    # No flag that was given to ingest need be given again.
-    first = reader.run("ask", "Wie heißt der Wärter?", "--max-tokens", "4", "--json")
-    assert (first.code, first.json["sources"][0]["document"]) == (0, "new.txt")
-    assert first.json["timings"]["import"] + first.json["timings"]["load"] < 0.5  # seconds that were spent already
-
-    # A document that was known already is made ready all the same.
-    known = ingest(reader, tiny, library.root / "Küste — Café.txt")
-    again = ready(reader, known)
-    assert again["pid"] == told["pid"]
-    assert again["served"] == told["served"] + 2
-
-
-def test_a_question_that_comes_while_the_document_is_made_ready_waits_for_that(reader: Sandbox, tiny: Path) -> None:
-    new = ingest(reader, tiny)
-    asked = reader.run("ask", "Wie heißt der Wärter?", "--max-tokens", "4", "--json")
-    assert (asked.code, asked.err) == (0, "")
-    until(lambda: status(reader)["served"] == 2)  # type: ignore[index]
-    assert ready(reader, new)["documents"] == [new]
-    assert endpoint(reader).with_suffix(".log").read_text() == ""  # no worker made way for another
-
-
-@pytest.mark.parametrize("how", ["environment", "flag"])
-def test_keep_alive_0_makes_nothing_ready(reader: Sandbox, tiny: Path, how: str) -> None:
-    if how == "flag":
-        ingest(reader, tiny, "new.txt", "--keep-alive", "0")
-    else:
-        ingest(reader.with_env(ACTQKV_KEEP_ALIVE="0"), tiny)
-    time.sleep(2)
-    assert not endpoint(reader).parent.exists()
-
-
-def test_ingest_succeeds_where_nothing_can_be_made_ready(reader: Sandbox, tiny: Path) -> None:
-    endpoint(reader).parent.write_text("")  # no folder for a socket
-    done = reader.run("ingest", "new.txt", "--model", tiny, *SMALL, "--quiet")
-    assert done == Done(0, "", "")
 
 
 # Who it is for, and how long it stays.
