@@ -10,7 +10,7 @@ from actqkv_cli.config import Settings
 from actqkv_cli.errors import UsageError
 from actqkv_cli.loading import fetch_files
 from actqkv_cli.store.library import Entry
-from actqkv_cli.store.locks import reading
+from actqkv_cli.store.locks import read_lock
 from actqkv_cli.store.manifest import Manifest, check_identity, decisive
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Runtime:
         """
         with contextlib.ExitStack() as locks:
             for entry in entries:
-                locks.enter_context(reading(settings.home, entry.id))
+                locks.enter_context(read_lock(settings.home, entry.id))
             manifests = [entry.manifest for entry in entries if entry.manifest]  # `find` gives committed ones only
             loaded = self._loaded_for(manifests, settings, quiet)
             yield loaded.model, loaded.documents

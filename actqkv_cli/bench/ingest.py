@@ -16,7 +16,7 @@ from actqkv_cli.engine.prefill import prefill
 from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.stock import stock_model
 from actqkv_cli.store.library import scratch
-from actqkv_cli.store.manifest import Reading, synthetic_draft
+from actqkv_cli.store.manifest import ReadingSettings, synthetic_draft
 from actqkv_cli.store.writer import DocumentWriter
 
 
@@ -67,7 +67,7 @@ def _time_stock(decoder: Any, ids: Tensor, window: int) -> float:
     return time.perf_counter() - began
 
 
-def _time_prefill(loaded: LoadedModel, ids: Tensor, reading: Reading, home: Path) -> float:
+def _time_prefill(loaded: LoadedModel, ids: Tensor, reading: ReadingSettings, home: Path) -> float:
     """Seconds of the prefill that `ingest` does, segments on disk included."""
     geometry = geometry_of(loaded.model.config.shape, loaded.dtype)
     draft = synthetic_draft("bench", geometry, reading, len(ids))

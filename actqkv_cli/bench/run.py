@@ -28,8 +28,8 @@ from actqkv_cli.model.load import LoadedModel
 from actqkv_cli.model.stock import stock_model
 from actqkv_cli.progress import Progress
 from actqkv_cli.store.library import find, list_entries, remove
-from actqkv_cli.store.locks import reading
-from actqkv_cli.store.manifest import Reading, check_identity, decisive
+from actqkv_cli.store.locks import read_lock
+from actqkv_cli.store.manifest import ReadingSettings, check_identity, decisive
 from actqkv_cli.store.reader import DocumentReader
 
 
@@ -37,7 +37,7 @@ def measure_all(
     loaded: LoadedModel,
     examples: Sequence[Example],
     plan: Sequence[Setting],
-    how: Reading,
+    how: ReadingSettings,
     generate: bool,
     home: Path,
     cache: Path,
@@ -133,14 +133,14 @@ def _batches(asked: Sequence[tuple[int, Example]], settings: int) -> Iterator[li
 @contextlib.contextmanager
 def _library_document(loaded: LoadedModel, home: Path, name: str) -> Iterator[DocumentReader]:
     entry = find(home, name)
-    with reading(home, entry.id), DocumentReader(entry.folder) as reader:
+    with read_lock(home, entry.id), DocumentReader(entry.folder) as reader:
         check_identity(decisive(reader.manifest.model), decisive(model_identity(loaded)))
         yield reader
 
 
 @contextlib.contextmanager
 def _scratch_document(
-    loaded: LoadedModel, library: Path, context: str, how: Reading, cache: Path, progress: Progress
+    loaded: LoadedModel, library: Path, context: str, how: ReadingSettings, cache: Path, progress: Progress
 ) -> Iterator[DocumentReader]:
     """A context, read with all that the compared methods need, and removed when its questions are answered."""
     document = document_of(context)

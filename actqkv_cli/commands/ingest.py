@@ -15,7 +15,7 @@ from actqkv_cli.model.files import ModelFiles
 from actqkv_cli.model.heads import load_calibration
 from actqkv_cli.output import PartlyFailed, note, note_error, print_json, progress
 from actqkv_cli.store.library import list_entries, sweep
-from actqkv_cli.store.manifest import Manifest, Reading, Unfinished, decisive
+from actqkv_cli.store.manifest import Manifest, ReadingSettings, Unfinished, decisive
 
 if TYPE_CHECKING:
     from actqkv_cli.invocation import Invocation
@@ -88,14 +88,14 @@ def _as_asked(document: str, settings: Settings) -> list[str]:
     return [*options, "--offline"] if settings.offline else options
 
 
-def reading_of(settings: Settings) -> Reading:
+def reading_of(settings: Settings) -> ReadingSettings:
     """How a document is read with these settings."""
     same = settings.model_dump(include={"window", "positions", "prefill", "representative", "score", "baselines"})
-    return Reading(sink=64, local=512, budget=settings.budget or BUDGET, **same)
+    return ReadingSettings(sink=64, local=512, budget=settings.budget or BUDGET, **same)
 
 
 def _known(
-    document: Document, chosen: ModelFiles | None, reading: Reading, settings: Settings
+    document: Document, chosen: ModelFiles | None, reading: ReadingSettings, settings: Settings
 ) -> Manifest | Unfinished | None:
     """The document as it is in the library already, read by this model in this way; found without loading the model.
 

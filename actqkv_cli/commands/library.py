@@ -8,7 +8,7 @@ from actqkv_cli.config import Settings
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, StoreDamaged, UsageError
 from actqkv_cli.output import PartlyFailed, confirmed, note, print_json
 from actqkv_cli.store.library import Entry, find, list_entries, remove
-from actqkv_cli.store.locks import reading
+from actqkv_cli.store.locks import read_lock
 from actqkv_cli.store.manifest import check_identity, decisive
 
 _OTHER = "another model"
@@ -84,7 +84,7 @@ def verify(selector: str | None, settings: Settings, as_json: bool) -> None:
     problems: dict[str, list[str]] = {}
     models: dict[str, str] = {}
     for entry in whole:
-        with reading(settings.home, entry.id):
+        with read_lock(settings.home, entry.id):
             problems[entry.id] = verify_document(entry.folder)
         models[entry.id] = _compare_model(entry, settings)
         if not as_json:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from actqkv_cli.bench.machine import Compute, Disk
     from actqkv_cli.model.shape import Shape
-    from actqkv_cli.store.manifest import Geometry, Reading
+    from actqkv_cli.store.manifest import Geometry, ReadingSettings
 
 _QUESTION = 64  # tokens of a question with its template, about
 _STEADY = 4  # windows with a full budget that are timed
@@ -159,7 +159,7 @@ def disk_bytes(document: Document, tokens: int, geometry: "Geometry", baselines:
 
 
 def estimate_costs(
-    shape: "Shape", reading: "Reading", geometry: "Geometry", tokens: int, size: int, compute: "Compute",
+    shape: "Shape", reading: "ReadingSettings", geometry: "Geometry", tokens: int, size: int, compute: "Compute",
     disk: "Disk | None", seconds: float,
 ) -> Estimate:  # fmt: skip
     """Ingest: `seconds` of reading, and `size` bytes written. Re-reading: `Compute.estimate` with full attention.
@@ -211,7 +211,7 @@ def synthetic_config(name: str | None, settings: Settings) -> dict[str, Any] | N
 
 
 def _window_seconds(
-    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "Reading", tokens: int,
+    config: Any, shape: "Shape", geometry: "Geometry", device: "torch.device", reading: "ReadingSettings", tokens: int,
     folder: Path,
 ) -> float:  # fmt: skip
     """What a window with a full budget takes: a few are really read, by as few of the model's layers as are beyond any

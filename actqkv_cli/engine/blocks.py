@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actqkv_cli.engine.layout import Layout
 from actqkv_cli.store.blocks import BlockFiles
-from actqkv_cli.store.manifest import Geometry, Reading
+from actqkv_cli.store.manifest import Geometry, ReadingSettings
 from actqkv_cli.store.writer import DocumentWriter
 from actqkv_kernels import anchor_representatives, write_pages
 
@@ -234,7 +234,7 @@ class GrowingBlocks:
     """
 
     def __init__(
-        self, writer: DocumentWriter, geometry: Geometry, reading: Reading, tokens: int, device: torch.device
+        self, writer: DocumentWriter, geometry: Geometry, reading: ReadingSettings, tokens: int, device: torch.device
     ) -> None:
         self._writer = writer
         self._geometry = geometry

@@ -19,14 +19,14 @@ from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.retrieval.policies.heads import question_mass
 from actqkv_cli.retrieval.policy import Pass, QueryDriven, Task
 from actqkv_cli.store.library import scratch
-from actqkv_cli.store.manifest import TOKENS, Geometry, Reading, RetrievalHead, synthetic_draft
+from actqkv_cli.store.manifest import TOKENS, Geometry, ReadingSettings, RetrievalHead, synthetic_draft
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
 HEADS = 6  # kept; of 12 that were found, 6 ranked as well as all
 _BEST = 5  # a head has found a fact whose block is among its five best
-READING = Reading(
+READING = ReadingSettings(
     window=512,
     sink=64,
     local=512,

@@ -71,7 +71,7 @@ class Context:
             return self.documents[0].pool
         # That it knows no context lets go of both at once.
         read = functools.partial(_blocks, self.parts, self.first_blocks)
-        return BlockPool(read, self.resident.layers, self.resident.blocks, self.resident.device)
+        return BlockPool(read, self.resident.layers, self.resident.num_blocks, self.resident.device)
 
     @property
     def bytes_held(self) -> int:
@@ -222,7 +222,7 @@ def _resident(
 
     return Resident(
         layers=geometry.layers,
-        blocks=ends[-1],
+        num_blocks=ends[-1],
         kv_heads=geometry.kv_heads,
         query_heads=query_heads,
         device=model.device,

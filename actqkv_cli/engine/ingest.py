@@ -20,8 +20,8 @@ from actqkv_cli.model.tokenizer import Tokenizer
 from actqkv_cli.progress import Progress
 from actqkv_cli.retrieval.policy import head_rows
 from actqkv_cli.store.library import document_id
-from actqkv_cli.store.locks import writing
-from actqkv_cli.store.manifest import TOKENS, Draft, Geometry, Manifest, Reading, SourceFile, decisive
+from actqkv_cli.store.locks import write_lock
+from actqkv_cli.store.manifest import TOKENS, Draft, Geometry, Manifest, ReadingSettings, SourceFile, decisive
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
@@ -52,7 +52,7 @@ def ingest(
     loaded: LoadedModel,
     home: Path,
     cache: Path,
-    reading: Reading,
+    reading: ReadingSettings,
     disk_limit: int | None,
     progress: Progress,
 ) -> Ingested:
@@ -90,7 +90,7 @@ def ingest(
         document_start=encoded.start,
         retrieval_heads=known.heads,
     )
-    with writing(home, ours), DocumentWriter.open(folder, draft, disk_limit) as writer:
+    with write_lock(home, ours), DocumentWriter.open(folder, draft, disk_limit) as writer:
         resumed_at = min(len(encoded.ids), sum(s.blocks for s in writer.segments) * geometry.block_size)
         began = time.monotonic()
         prefilled = prefill(
@@ -117,7 +117,7 @@ def encode(document: Document, tokenizer: Tokenizer) -> EncodedDocument:
     return encode_document(tokenizer, pages)
 
 
-def _check_window(loaded: LoadedModel, reading: Reading, tokens: int) -> None:
+def _check_window(loaded: LoadedModel, reading: ReadingSettings, tokens: int) -> None:
     native = loaded.model.config.max_position_embeddings
     if (reading.positions == "original" or reading.prefill == "full") and tokens > native:
         raise UsageError(

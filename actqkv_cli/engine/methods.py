@@ -7,7 +7,7 @@ from torch.nn.functional import max_pool1d, pad
 from actqkv_cli.engine.blocks import tokens_at
 from actqkv_cli.engine.prefill import Prefilled
 from actqkv_cli.retrieval.policies.heads import block_sums
-from actqkv_cli.store.manifest import Geometry, Reading
+from actqkv_cli.store.manifest import Geometry, ReadingSettings
 from actqkv_cli.store.writer import DocumentWriter
 from actqkv_kernels import anchor_representatives, key_bounds
 
@@ -15,7 +15,7 @@ _POOL = 7  # SnapKV's kernel
 
 
 def method_tensors(
-    prefilled: Prefilled, writer: DocumentWriter, geometry: Geometry, reading: Reading, tokens: int
+    prefilled: Prefilled, writer: DocumentWriter, geometry: Geometry, reading: ReadingSettings, tokens: int
 ) -> dict[str, Tensor]:
     """The tensors of methods.safetensors, on the CPU. Baselines read the segments once more, a layer at a time."""
     found = {"l1": prefilled.l1.cpu()}

@@ -13,7 +13,7 @@ from actqkv_cli.engine.layout import Layout
 from actqkv_cli.model.causal_lm import AttentionCall, CausalLM
 from actqkv_cli.model.rotary import Rotary
 from actqkv_cli.retrieval.policies.actqkv import top_blocks
-from actqkv_cli.store.manifest import Geometry, Reading
+from actqkv_cli.store.manifest import Geometry, ReadingSettings
 from actqkv_cli.store.writer import DocumentWriter
 from actqkv_kernels import Workspace
 
@@ -38,7 +38,7 @@ class Prefilled:
 class _ReadingLayer:
     """A layer of a document that is being read: attends, and keeps what the window computed."""
 
-    def __init__(self, layer: int, attention: Layer, blocks: GrowingBlocks, reading: Reading) -> None:
+    def __init__(self, layer: int, attention: Layer, blocks: GrowingBlocks, reading: ReadingSettings) -> None:
         self._layer = layer
         self._attention = attention
         self._blocks = blocks
@@ -72,7 +72,7 @@ def prefill(
     ids: Tensor,
     writer: DocumentWriter,
     geometry: Geometry,
-    reading: Reading,
+    reading: ReadingSettings,
     progress: Callable[[int], None] = lambda position: None,
 ) -> Prefilled:
     """Read tokens `ids` `(T,)` into segments, from where an earlier ingest stopped. Of memory only that of the small
@@ -115,14 +115,14 @@ def prefill(
     )
 
 
-def _kept(reading: Reading, layout: Layout, blocks: GrowingBlocks) -> int:
+def _kept(reading: ReadingSettings, layout: Layout, blocks: GrowingBlocks) -> int:
     """How many blocks of a layer to keep at hand."""
     if reading.prefill == "full":
         return blocks.total_blocks
     return min(blocks.total_blocks, 2 * layout.retrieved_blocks + reading.sink // layout.block_size)
 
 
-def _selection(reading: Reading, layout: Layout, blocks: GrowingBlocks, position: Callable[[], int]) -> Select:
+def _selection(reading: ReadingSettings, layout: Layout, blocks: GrowingBlocks, position: Callable[[], int]) -> Select:
     """Windowed prefill retrieves as ActQKV does, the same number of blocks for every layer; full takes them all."""
 
     def everything(layer: int, queries: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Run:
     layers: list[Layer]
     capacity: int
     forward: Forward
-    advance: Callable[[Sequence["Run"], Sequence[int]], None]
+    step_runs: Callable[[Sequence["Run"], Sequence[int]], None]
 
     def __post_init__(self) -> None:
         self.retrieve_seconds = 0.0
@@ -62,10 +62,10 @@ class Run:
 
     def step(self, token: int) -> Tensor:
         """Feed one token; returns (and keeps) the next token's logits `(V,)` fp32."""
-        self.advance([self], [token])
+        self.step_runs([self], [token])
         return self.logits
 
-    def play(self, token: int) -> Tensor | None:
+    def step_recorded(self, token: int) -> Tensor | None:
         """Feed a token by a recorded step: the next one's logits `(V,)`, or None where that cannot be."""
         with torch.inference_mode():
             if self._recorded is None or not self._recorded.fits():

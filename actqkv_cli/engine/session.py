@@ -127,7 +127,7 @@ class Session:
         wanted = 3 * layout.retrieved_blocks * max(2, questions) + always
         for document in self.context.documents:  # what is read ahead of several comes by the way of their own pools
             document.pool.reserve(min(wanted, document.reader.manifest.block_count))
-        self.context.pool.reserve(min(wanted, self.resident.blocks))
+        self.context.pool.reserve(min(wanted, self.resident.num_blocks))
 
     def _prefetch(self, runs: Sequence[Run]) -> None:
         """Have the blocks that are selected already read while the layers before theirs compute."""
@@ -157,7 +157,7 @@ class Session:
         """Feed every run its next token; each then has the logits of the one after it."""
         for run in runs:
             run.policy.begin("decode")
-        if len(runs) == 1 and (logits := runs[0].play(tokens[0])) is not None:
+        if len(runs) == 1 and (logits := runs[0].step_recorded(tokens[0])) is not None:
             runs[0].logits = logits
             return
         ids = torch.tensor(tokens, device=self.model.device)[:, None]

@@ -25,7 +25,7 @@ class Resident:
     """
 
     layers: int
-    blocks: int
+    num_blocks: int
     kv_heads: int
     query_heads: int
     device: torch.device

@@ -13,7 +13,7 @@ from pathlib import Path
 from actqkv_cli.errors import ActqkvError, IdentityMismatch, NoSuchDocument, StoreDamaged, UsageError
 from actqkv_cli.store.files import damaged, sync_folder, tree_bytes, write_errors
 from actqkv_cli.store.jsonfile import canonical
-from actqkv_cli.store.locks import reading, writing
+from actqkv_cli.store.locks import read_lock, write_lock
 from actqkv_cli.store.manifest import MANIFEST, PROGRESS, Manifest, Unfinished, load_manifest, load_unfinished
 
 _TRASH = ".trash-"
@@ -98,7 +98,7 @@ def remove(home: Path, entry: Entry) -> None:
     if entry.folder != home / entry.id or entry.id.startswith("."):
         raise ValueError(f"{entry.folder} is not a document of {home}")
     trash = home / f"{_TRASH}{entry.id}"
-    with writing(home, entry.id):
+    with write_lock(home, entry.id):
         try:
             _delete(trash)  # left by a removal that was killed
             with contextlib.suppress(FileNotFoundError):
@@ -116,7 +116,7 @@ def scratch(home: Path) -> Iterator[Path]:
     The system's own temporary folder may be memory. Raises ActqkvError where no folder can be made, DiskFull.
     """
     sweep(home)
-    with reading(home, _SCRATCH):
+    with read_lock(home, _SCRATCH):
         with write_errors(home):
             home.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{_SCRATCH}-", dir=home))
@@ -130,7 +130,7 @@ def sweep(home: Path) -> None:
     """Removes what killed runs left of `scratch`, unless one is in use: whose it is cannot be told."""
     if next(home.glob(f".{_SCRATCH}-*"), None) is None:
         return
-    with contextlib.suppress(ActqkvError, OSError), writing(home, _SCRATCH):
+    with contextlib.suppress(ActqkvError, OSError), write_lock(home, _SCRATCH):
         for folder in home.glob(f".{_SCRATCH}-*"):
             _delete(folder)
 

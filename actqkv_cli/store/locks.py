@@ -19,7 +19,7 @@ _READER_WAIT, _WRITER_WAIT = 0.5, 0.2  # seconds
 
 
 @contextlib.contextmanager
-def reading(home: Path, document: str) -> Iterator[None]:
+def read_lock(home: Path, document: str) -> Iterator[None]:
     """Shared lock on a document. Raises ActqkvError within a second if it is being ingested or removed.
 
     A library that this user may not write to is read without a lock: every byte read is verified anyway.
@@ -33,7 +33,7 @@ def reading(home: Path, document: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(home: Path, document: str) -> Iterator[None]:
+def write_lock(home: Path, document: str) -> Iterator[None]:
     """Exclusive lock on a document. Raises ActqkvError at once if another process reads or changes it."""
     path = _path(home, document)
     with _held(path, f"document {document} is being read, ingested or removed by another process", exclusive=True):

@@ -91,7 +91,7 @@ class SourceFile(_Model):
         return self
 
 
-class Reading(_Model):
+class ReadingSettings(_Model):
     """How the document was prefilled; window, sink, local and budget in tokens; baselines: whether what only the
     compared methods need was kept too."""
 
@@ -143,7 +143,7 @@ class Draft(_Model):
     source: SourceFile
     model: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ShortText] = Field(max_length=64)
     geometry: Geometry
-    reading: Reading
+    reading: ReadingSettings
     tokens: int = Field(ge=1, le=_MAX_TOKENS)
     document_start: Tokens
     retrieval_heads: list[RetrievalHead] = Field(default=[], max_length=4096)
@@ -222,7 +222,7 @@ class Manifest(Unfinished):
 
 
 def synthetic_draft(
-    name: str, geometry: Geometry, reading: Reading, tokens: int, characters: int = 0, **fields: Any
+    name: str, geometry: Geometry, reading: ReadingSettings, tokens: int, characters: int = 0, **fields: Any
 ) -> Draft:
     """A draft of tokens that stand in no file, for calibrating and measuring."""
     source = SourceFile(name=name, sha256="0" * 64, page_count=1, characters=characters, extractor="none")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sandbox import SAMPLES, SMALL, Done, Sandbox, finish
 
-from actqkv_cli.store.locks import writing
+from actqkv_cli.store.locks import write_lock
 
 LONG = (SAMPLES / "harbour-handbook.md").read_text()[:30_000]  # three segments
 
@@ -186,7 +186,7 @@ def test_what_one_document_fails_for_costs_no_other(library: Sandbox, tiny: Path
     assert box.run("ingest", files["busy.md"], "--model", tiny, *SMALL).code == 0
     name = box.folder("busy").name
     assert box.run("rm", name, "-y").code == 0
-    with writing(box.home, name):
+    with write_lock(box.home, name):
         done = box.run(*command, "--disk-limit", "1000000")
     assert [entry["name"] for entry in done.json["documents"]] == ["small.md"]
     told = [message.split(": ", 1)[0] for message in done.json["failed"]]
@@ -236,7 +236,7 @@ def test_two_ingests_of_one_file_at_once(library: Sandbox, tiny: Path, tmp_path:
 
 def test_exit_1_what_is_being_ingested_cannot_be_asked(library: Sandbox) -> None:
     name = library.folder("log").name
-    with writing(library.home, name):
+    with write_lock(library.home, name):
         done = library.run("ask", "Who?", "--doc", name, "--json")
     assert done.code == done.json["error"]["exit_code"] == 1
     assert "is being ingested or removed by another process" in done.err

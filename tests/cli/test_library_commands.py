@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sandbox import Sandbox
 
-from actqkv_cli.store.locks import reading
+from actqkv_cli.store.locks import read_lock
 
 NAMES = {"handbook.md", "log.txt", "Küste — Café.txt"}
 
@@ -99,7 +99,7 @@ def test_exit_1_what_is_being_read_is_not_removed(library: Sandbox, tmp_path: Pa
     box = library.copy(tmp_path)
     folder = box.folder("log")
     before = sorted(path.name for path in folder.iterdir())
-    with reading(box.home, folder.name):
+    with read_lock(box.home, folder.name):
         done = box.run("rm", "log.txt", "--yes", "--json")
         assert done.code == done.json["error"]["exit_code"] == 1
         assert "being read" in done.json["error"]["message"]

@@ -56,7 +56,7 @@ def make_task(
     """tensors: in place of the random ones."""
     resident = Resident(
         layers=LAYERS,
-        blocks=BLOCKS,
+        num_blocks=BLOCKS,
         kv_heads=KV_HEADS,
         query_heads=HEADS,
         device=torch.device("cpu"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.errors import ActqkvError
-from actqkv_cli.store.manifest import Draft, Geometry, Manifest, Reading, RetrievalHead, SourceFile
+from actqkv_cli.store.manifest import Draft, Geometry, Manifest, ReadingSettings, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import STORED
 from actqkv_cli.store.writer import DocumentWriter
@@ -88,7 +88,7 @@ def make(
         ),
         model={"name": "tiny", "weights": "a" * 64},
         geometry=geometry,
-        reading=Reading(
+        reading=ReadingSettings(
             window=8,
             sink=4,
             local=8,

@@ -22,7 +22,7 @@ from actqkv_cli.model.config import parse_config
 from actqkv_cli.model.prompt import EncodedQuestion
 from actqkv_cli.model.stock import stock_model
 from actqkv_cli.model.tokenizer import Tokenizer, compiled
-from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, Reading, RetrievalHead, SourceFile
+from actqkv_cli.store.manifest import METHODS, Draft, Geometry, Manifest, ReadingSettings, RetrievalHead, SourceFile
 from actqkv_cli.store.reader import DocumentReader
 from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
@@ -105,7 +105,7 @@ def geometry(of: Any, segment_tokens: int = 32) -> Geometry:
     )
 
 
-def reading(**changes: Any) -> Reading:
+def reading(**changes: Any) -> ReadingSettings:
     settings = {
         "window": 32,
         "sink": SINK,
@@ -116,14 +116,14 @@ def reading(**changes: Any) -> Reading:
         "representative": "mean",
         "score": "dot",
     }
-    return Reading(**{**settings, **changes})
+    return ReadingSettings(**{**settings, **changes})
 
 
 def draft(
     of: Any,
     ids: Tensor,
     name: str,
-    how: Reading,
+    how: ReadingSettings,
     heads: Sequence[RetrievalHead] = (),
     segment_tokens: int = 32,
 ) -> Draft:
@@ -143,7 +143,7 @@ def ingest(
     of: Any,
     ids: Tensor,
     folder: Path,
-    how: Reading,
+    how: ReadingSettings,
     heads: Sequence[RetrievalHead] = (),
     segment_tokens: int = 32,
     progress: Callable[[int], None] = lambda position: None,

@@ -15,7 +15,7 @@ import store_sample
 
 from actqkv_cli.errors import ActqkvError, NoSuchDocument, StoreDamaged, UsageError
 from actqkv_cli.store.library import document_id, find, list_entries, remove, scratch, sweep
-from actqkv_cli.store.locks import reading, writing
+from actqkv_cli.store.locks import read_lock, write_lock
 from actqkv_cli.store.writer import DocumentWriter
 
 ROOT = Path(__file__).parents[2]
@@ -255,29 +255,29 @@ def holder(tmp_path: Path) -> Iterator[object]:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills the holder")
 def test_locks_between_processes(tmp_path: Path, holder) -> None:  # type: ignore[no-untyped-def]
-    writer = holder("writing")
-    for kind in (reading, writing):
+    writer = holder("write_lock")
+    for kind in (read_lock, write_lock):
         started = time.monotonic()
         with pytest.raises(ActqkvError, match="document a-book is being") as caught, kind(tmp_path, "a-book"):
             pass
         assert time.monotonic() - started < 3
         assert caught.value.exit_code == 1
         assert caught.value.hint
-    with writing(tmp_path, "another-book"):
+    with write_lock(tmp_path, "another-book"):
         pass
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    with writing(tmp_path, "a-book"):
+    with write_lock(tmp_path, "a-book"):
         pass
 
-    reader = holder("reading")
-    with reading(tmp_path, "a-book"), reading(tmp_path, "a-book"):
+    reader = holder("read_lock")
+    with read_lock(tmp_path, "a-book"), read_lock(tmp_path, "a-book"):
         pass
-    with pytest.raises(ActqkvError, match="being read"), writing(tmp_path, "a-book"):
+    with pytest.raises(ActqkvError, match="being read"), write_lock(tmp_path, "a-book"):
         pass
     reader.send_signal(signal.SIGKILL)
     reader.wait()
-    with writing(tmp_path, "a-book"):
+    with write_lock(tmp_path, "a-book"):
         pass
 
 
@@ -315,11 +315,11 @@ def test_scratch_folders_go(tmp_path: Path, holder) -> None:  # type: ignore[no-
 
 
 def test_locks_within_a_process(tmp_path: Path) -> None:
-    with writing(tmp_path, "a-book"):
+    with write_lock(tmp_path, "a-book"):
         failures = []
 
         def try_both() -> None:
-            for kind in (reading, writing):
+            for kind in (read_lock, write_lock):
                 try:
                     with kind(tmp_path, "a-book"):
                         pass
@@ -331,27 +331,27 @@ def test_locks_within_a_process(tmp_path: Path) -> None:
         thread.start()
         thread.join()
         assert len(failures) == 4
-    with pytest.raises(KeyError), writing(tmp_path, "a-book"):  # an error inside is not the lock's
+    with pytest.raises(KeyError), write_lock(tmp_path, "a-book"):  # an error inside is not the lock's
         raise KeyError
-    with writing(tmp_path, "a-book"):
+    with write_lock(tmp_path, "a-book"):
         pass
 
 
 def test_a_document_in_use_is_not_removed(home: Path) -> None:
     entry = find(home, "war")
-    with reading(home, entry.id), pytest.raises(ActqkvError, match="being read"):
+    with read_lock(home, entry.id), pytest.raises(ActqkvError, match="being read"):
         remove(home, entry)
     assert find(home, "war").id == entry.id
 
 
 def test_a_library_one_may_only_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    with reading(home, "war-and-peace-33333333"):
+    with read_lock(home, "war-and-peace-33333333"):
         assert not (home / ".locks").exists()
 
 
 def test_a_place_without_locks(tmp_path: Path) -> None:
     (tmp_path / ".locks").write_text("in the way")
-    for kind in (reading, writing):
+    for kind in (read_lock, write_lock):
         with pytest.raises(ActqkvError, match="cannot lock"), kind(tmp_path, "a-book"):
             pass

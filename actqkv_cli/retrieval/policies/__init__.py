@@ -9,11 +9,11 @@ from types import ModuleType
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policy import RetrievalPolicy, Task
-from actqkv_cli.store.manifest import METHODS, Reading
+from actqkv_cli.store.manifest import METHODS, ReadingSettings
 from actqkv_cli.store.tensors import names_in
 
 
-def usual_budget(name: str, reading: Reading, block_size: int, turn_blocks: int = 0) -> int:
+def usual_budget(name: str, reading: ReadingSettings, block_size: int, turn_blocks: int = 0) -> int:
     """Tokens per layer unless the user says otherwise: with a policy's BLOCKS, if it says so, else what the document
     was read with. turn_blocks: blocks of a conversation's turns. Raises UsageError for a name that there is not."""
     blocks: int | None = getattr(_module(name)[0], "BLOCKS", None)
