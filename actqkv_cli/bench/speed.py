@@ -60,6 +60,7 @@ def read_into(home: Path, file: Path, model: Path, device: Any, dtype: str, budg
     """
     words = [str(file), "--home", str(home), "--model", str(model), "--device", str(device), "--dtype", dtype]
     words += ["--budget", str(budget), "--offline", "--quiet", "--json"]
+    words += ["--keep-alive", "0"]  # so that the process that is watched is the one that reads
     seen = watch(actqkv("ingest", *words), os.environ, device_memory(device))
     return {**seen.result["documents"][0], **seen.figures()}
 
