@@ -16,6 +16,7 @@ from actqkv_cli.errors import EXIT_INTERRUPTED, ActqkvError, UsageError
 from actqkv_cli.failures import fail, foreseen, interrupted
 
 if TYPE_CHECKING:
+    from actqkv_cli.config import Settings
     from actqkv_cli.runtime import Runtime
 
 Result = TypeVar("Result")
@@ -30,7 +31,7 @@ class Invocation:
     began: perf_counter() then. delegate: is given the seconds to keep alive as soon as these are known, and exits or
     raises if the command is not to be carried out here. runtime: what the command loads, and finds loaded. check:
     is called wherever it may be stopped. reraised: what is raised for the caller, not for the user. prepare: is given
-    the options of an `ask` that is likely to come next.
+    the id of a document that is likely to be asked next, and the settings.
     """
 
     argv: Sequence[str]
@@ -39,7 +40,7 @@ class Invocation:
     runtime: "Callable[[], AbstractContextManager[Runtime]]"
     check: terminal.Check
     reraised: tuple[type[Exception], ...] = ()
-    prepare: Callable[[Sequence[str]], None] = lambda options: None
+    prepare: "Callable[[str, Settings], None]" = lambda document, settings: None
 
 
 def start(call: Invocation) -> int | Prompts:

@@ -56,6 +56,27 @@ def run(
     return None
 
 
+def prepare(document: str, settings: Settings, runtime: "Runtime") -> None:
+    """Load, open and index what the next question to a document needs. Raises what asking it raises."""
+    _import()
+    import torch
+
+    from actqkv_cli.engine.session import session_over
+    from actqkv_cli.model.prompt import encode_question
+    from actqkv_cli.retrieval.policies import make_policy
+
+    torch.cuda.empty_cache()  # what reading took
+    entries = documents([document], False, settings.home)
+    with (
+        runtime.loaded(entries, settings, quiet=True) as (loaded, cache),
+        cache.pinned(entry.folder for entry in entries) as opened,
+        session_over(loaded.model, cache.context_of(opened), budget_of(settings, opened)) as session,
+    ):
+        make_policy(settings.policy, session.task(encode_question(loaded.tokenizer, "?")))
+        opened[0].lexical("")
+        opened[0].sentences(0)
+
+
 def _answer(
     question: str, options: Options, settings: Settings, began: float, runtime: "Runtime", check: "Check"
 ) -> None:

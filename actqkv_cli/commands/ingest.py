@@ -72,20 +72,13 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
             if not quiet:
                 note(_summary(results[-1]))
     if results:
-        call.prepare(_as_asked(results[-1]["id"], settings))
+        call.prepare(results[-1]["id"], settings)
     if failures:
         first = failures[0]
         many = type(first)(f"{len(failures)} of {len(files)} documents could not be read")
         raise PartlyFailed(many if several else first, _result(results, failures))
     if as_json:
         print_json(_result(results, failures))
-
-
-def _as_asked(document: str, settings: Settings) -> list[str]:
-    """The options of an `ask` for it, where they are not what `ask` finds by itself."""
-    options = ["--doc", document, "--home", str(settings.home), "--keep-alive", str(settings.keep_alive)]
-    options += ["--device", settings.device, "--model", settings.model]
-    return [*options, "--offline"] if settings.offline else options
 
 
 def reading_of(settings: Settings) -> ReadingSettings:

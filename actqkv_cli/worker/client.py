@@ -56,15 +56,36 @@ def read(argv: Sequence[str]) -> int | None:
     import subprocess
 
     ours, its = socket.socketpair()
-    with ours:
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        with contextlib.suppress(OSError):
+            ours.send(b"\0")
+
+    with ours, terminal.on_interrupt(stop):
         with its:
-            # -P: the current folder is no place to import from. Streams, folder and terminal are the user's own.
-            command = [sys.executable, "-P", "-m", "actqkv_cli.worker.reader", str(its.fileno()), *argv]
-            process = subprocess.Popen(command, pass_fds=[its.fileno()])
-        with terminal.on_interrupt(lambda *_: process.terminate()):
-            told = ours.recv(1)
-            code = told[0] if told else process.wait()
-    return code if code >= 0 else _killed(signal.Signals(-code), argv)
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # it listens to us alone, from the start
+            try:
+                # -P: the current folder is no place to import from. Streams, folder and terminal are the user's own; no
+                # file of ours may take the place of one that is closed.
+                nothing = subprocess.DEVNULL
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "actqkv_cli.worker.reader", str(its.fileno()), *argv],
+                    pass_fds=[its.fileno()], stdin=None if sys.stdin else nothing,
+                    stdout=None if sys.stdout else nothing, stderr=None if sys.stderr else nothing,
+                )  # fmt: skip
+            except OSError as error:
+                sys.stderr.write(f"note: reading without a worker, which could not be started: {error}\n")
+                return None
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        told = ours.recv(1)
+        code = told[0] if told else process.wait()
+    if code >= 0:
+        return code
+    return interrupted(argv) if stopped else _killed(signal.Signals(-code), argv)
 
 
 def running() -> dict[str, Any] | None:

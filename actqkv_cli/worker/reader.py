@@ -12,77 +12,100 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from actqkv_cli import terminal
 from actqkv_cli.worker import endpoint, server
 
-# Answering opens, indexes and compiles all that the next question needs; the second token takes a decoding step.
+if TYPE_CHECKING:
+    from actqkv_cli.config import Settings
+
+# Sent to another worker by a process that imports nothing else; the second token takes a decoding step.
+_HAND_OVER = "import sys; from actqkv_cli.worker import client; client.hand_over(sys.argv[1:])"
 _DRY_RUN = ["ask", "What is this about?", "--max-tokens", "2", "--quiet"]
 
 
 def main(caller: socket.socket, argv: Sequence[str]) -> None:
     """Carry out an `ingest`, tell its exit code, and be the worker if there is none."""
+    # A terminal sends Ctrl-C to us too. What counts is what the caller tells: a byte for each, and its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     began, surroundings = time.perf_counter(), server.Surroundings.now()
-    worker: server.Worker | None = None
-    keep_alive, done = 0.0, threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the caller too, which terminates us
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with, args=[caller, done], daemon=True).start()
+    from actqkv_cli.commands.ask import prepare
     from actqkv_cli.invocation import Invocation, carry_out
     from actqkv_cli.runtime import Runtime
 
-    def delegate(seconds: float) -> None:
+    keep_alive, done = 0.0, threading.Event()
+    read: list[tuple[str, Settings]] = []
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+
+    def begin(seconds: float) -> None:
         nonlocal keep_alive
         keep_alive = seconds
-
-    def prepare(options: Sequence[str]) -> None:
-        """Be the worker; have what is not loaded here, or in the worker that there is, loaded while nobody waits."""
-        nonlocal worker
-        nothing = subprocess.DEVNULL
-        with contextlib.suppress(OSError):
-            worker = server.listen(surroundings, keep_alive)
-            if worker is None or not runtime.status()["model"]:
-                subprocess.Popen(
-                    [sys.executable, "-P", "-m", "actqkv_cli", *_DRY_RUN, *options],
-                    stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, env=surroundings.environ,
-                )  # fmt: skip
+        threading.Thread(target=_listen_to, args=[caller, done], daemon=True).start()
 
     interrupts = terminal.Interrupts()
     with Runtime() as runtime:
         call = Invocation(
             argv,
             began,
-            delegate=delegate,
+            delegate=begin,
             runtime=lambda: contextlib.nullcontext(runtime),
             check=interrupts.check,
-            prepare=prepare,
+            prepare=lambda document, settings: read.append((document, settings)),
         )
         code = carry_out(call, interrupts)
         done.set()
-        if worker is None:
-            sys.exit(code)
-        try:
-            _detach(endpoint.open_log(worker.path))
-        finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        worker = _worker(surroundings, keep_alive) if read else None
+        with contextlib.suppress(OSError):
             caller.send(bytes([code]))
-        worker.serve(runtime)
+        if worker:
+            with contextlib.suppress(Exception):  # who asks will hear of it
+                prepare(*read[-1], runtime)
+            worker.serve(runtime)
+        elif read:
+            _dry_run(*read[-1], surroundings)
 
 
-def _end_with(caller: socket.socket, done: threading.Event) -> None:
-    """What happens when the caller is killed."""
-    caller.recv(1)
+def _listen_to(caller: socket.socket, done: threading.Event) -> None:
+    """A caller that was killed takes us with it."""
+    while caller.recv(1):
+        if not done.is_set():
+            os.kill(os.getpid(), signal.SIGUSR1)
     if not done.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _detach(log: int) -> None:
-    """Leave the user's terminal, streams and folder. log: a descriptor, which takes the place of stderr."""
-    for descriptor in (0, 1):
-        os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-    os.dup2(log, 2)
-    os.setsid()
-    os.chdir("/")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _worker(surroundings: server.Surroundings, keep_alive: float) -> server.Worker | None:
+    """This process as the worker: without the user's terminal, streams and folder. None if there is one, or can be
+    none."""
+    path = endpoint.socket_path()
+    assert path is not None  # or the caller would have read by itself
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        endpoint.make_folder(path)
+        streams = os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY), endpoint.open_log(path)
+        for stream in streams:
+            opened.callback(os.close, stream)
+        if worker := server.listen(surroundings, keep_alive):
+            for descriptor, stream in enumerate(streams):
+                os.dup2(stream, descriptor)
+            os.setsid()
+            os.chdir("/")
+            return worker
+    return None
+
+
+def _dry_run(document: str, settings: "Settings", surroundings: server.Surroundings) -> None:
+    """Have the worker that is there make the document ready; nobody waits for that, or hears of it."""
+    options = ["--doc", document, "--home", str(settings.home), "--keep-alive", str(settings.keep_alive)]
+    options += ["--device", settings.device, "--model", settings.model, *["--offline"] * settings.offline]
+    nothing = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", _HAND_OVER, *_DRY_RUN, *options],
+            stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, env=surroundings.environ,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ class Worker:
         """Answer with what this holds, and keep in it what is loaded. stderr is the log."""
         with contextlib.suppress(OSError):  # where it is no file
             os.ftruncate(2, 0)
-        faulthandler.enable()
+        faulthandler.enable(2)
         while self._wanted():
             self._loaded = runtime.status()
             try:
