@@ -147,15 +147,15 @@ def press(caller: "subprocess.Popen[str]", to: str) -> None:
 
 @pytest.mark.parametrize("to", ["the caller", "both, as a terminal does"])
 @pytest.mark.parametrize("after", [0.1, 0.3, 0.5])
-def test_ctrl_c_at_the_start(reader: Sandbox, tiny: Path, to: str, after: float) -> None:
-    caller = reader.start("ingest", "new.txt", "--model", tiny, *SMALL, "--quiet", start_new_session=True)
+def test_ctrl_c_at_the_start(long: Sandbox, tiny: Path, to: str, after: float) -> None:
+    caller = long.start("ingest", "long.txt", "--model", tiny, *SMALL, "--quiet", start_new_session=True)
     until(lambda: psutil.Process(caller.pid).children(), 30)  # before that it is Python's own business
     time.sleep(after)
     press(caller, to)
     done = finish(caller)
     assert (done.code, done.out) == (130, "")
     assert done.err.count("interrupted") == 1
-    assert status(reader) is None
+    assert status(long) is None
 
 
 @pytest.mark.parametrize("to", ["the caller", "both, as a terminal does"])
