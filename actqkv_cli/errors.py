@@ -16,10 +16,12 @@ And how what others raise is recognised as one of them.
 
 import errno
 
-# The last is what Python says of an extension that found no memory while it was imported, and did not say so.
+# The last two are what Python says of an extension that found no memory while it was imported, and did not say so.
 _NO_MEMORY = (
-    "out of memory", "can't allocate memory", "cannot allocate memory", "error return without exception set",
+    "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
     "can't start new thread",  # each wants memory of its own
+    "failed to map segment",  # of a library
+    "error return without exception set", "returned null without setting an exception",
 )  # fmt: skip
 
 

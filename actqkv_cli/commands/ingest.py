@@ -26,13 +26,13 @@ def run(paths: list[str], name: str | None, settings: Settings, as_json: bool, q
 
     What no document could be read for ends it at once: no model, no memory, a full disk.
     """
-    call.delegate(settings.keep_alive)
     if "-" in paths and (len(paths) > 1 or not name):
         raise UsageError("stdin (-) is one document and needs a name", "cat FILE | actqkv ingest - --name NAME")
     if name and paths != ["-"]:
         raise UsageError("--name is for stdin (-) only", "a file is known by its own name")
     if name and len(name) > 255:
         raise UsageError("--name has more than 255 characters")
+    call.delegate(settings.keep_alive)
     files = [] if paths == ["-"] else find_documents([Path(path) for path in paths])
     sweep(settings.home)
     several, failures = len(files) > 1, list[ActqkvError]()

@@ -121,7 +121,7 @@ class Worker:
 
     def __init__(self, path: Path, lock: FileLock, surroundings: Surroundings, keep_alive: float) -> None:
         self.current: Client | None = None
-        self.path, self._lock = path, lock
+        self._path, self._lock = path, lock
         self._fingerprint = surroundings.fingerprint
         self._environ = surroundings.environ  # the last client's
         self._jobs: queue.SimpleQueue[tuple[Client, str | None]] = queue.SimpleQueue()
@@ -170,8 +170,8 @@ class Worker:
             print(f"actqkv worker {os.getpid()} takes no more clients: {reason}", file=sys.__stderr__)
             with contextlib.suppress(OSError):
                 # The folder may have been cleaned up, our lock with it, and the socket be another worker's.
-                if os.path.samestat(self.path.lstat(), self._file):
-                    self.path.unlink()
+                if os.path.samestat(self._path.lstat(), self._file):
+                    self._path.unlink()
             self._lock.release()
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,9 @@
 """One runtime for several commands, as the worker has it."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sandbox import Sandbox
@@ -10,7 +12,10 @@ from actqkv_cli.commands import ask, chat
 from actqkv_cli.config import Settings
 from actqkv_cli.invocation import Invocation
 from actqkv_cli.model import choose
+from actqkv_cli.retrieval.lexical import lexical_index
+from actqkv_cli.retrieval.whole import sentence_tokens
 from actqkv_cli.runtime import OtherWorkerNeeded, Runtime
+from actqkv_cli.store.reader import DocumentReader
 
 QUESTIONS = ["Who built the lighthouse?", "And when?"]
 
@@ -69,3 +74,21 @@ def test_a_runtime_is_for_one_library(settings: Settings, library: Sandbox, tmp_
             asked("log", other, runtime)
     with Runtime() as runtime:
         asked("log", other, runtime)
+
+
+def test_what_is_prepared_is_found_by_the_next_question(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(function: Callable[[DocumentReader], Any]) -> Callable[[DocumentReader], Any]:
+        return lambda reader: made.append(function.__name__) or function(reader)
+
+    monkeypatch.setattr("actqkv_cli.engine.document.lexical_index", counted(lexical_index))
+    monkeypatch.setattr("actqkv_cli.engine.document.sentence_tokens", counted(sentence_tokens))
+    read = DocumentReader.tensors
+    monkeypatch.setattr(DocumentReader, "tensors", lambda self, names: made.extend(names) or read(self, names))
+    with Runtime() as runtime:
+        ask.prepare("log", settings, runtime)
+        prepared = made.copy()
+        assert {"head_keys", "lexical_index", "sentence_tokens"} <= {*prepared}
+        asked("log", settings, runtime)
+        assert made == prepared
