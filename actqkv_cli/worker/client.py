@@ -56,11 +56,8 @@ def read(argv: Sequence[str]) -> int | None:
     import subprocess
 
     ours, its = socket.socketpair()
-    stopped = False
 
     def stop(*_: Any) -> None:
-        nonlocal stopped
-        stopped = True
         with contextlib.suppress(OSError):
             ours.send(b"\0")
 
@@ -83,9 +80,7 @@ def read(argv: Sequence[str]) -> int | None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         told = ours.recv(1)
         code = told[0] if told else process.wait()
-    if code >= 0:
-        return code
-    return interrupted(argv) if stopped else _killed(signal.Signals(-code), argv)
+    return code if code >= 0 else _killed(signal.Signals(-code), argv)
 
 
 def running() -> dict[str, Any] | None:
