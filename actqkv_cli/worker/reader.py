@@ -26,7 +26,10 @@ _DRY_RUN = ["ask", "What is this about?", "--max-tokens", "2", "--quiet"]
 
 
 def main(caller: socket.socket, argv: Sequence[str]) -> None:
-    """Carry out an `ingest`, tell its exit code, and be the worker if there is none."""
+    """Carry out an `ingest`, tell its exit code, and be the worker if there is none.
+
+    Raises SystemExit with the code where nothing was read.
+    """
     # A terminal sends Ctrl-C to us too. What counts is what the caller tells: a byte for each, and its end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -57,14 +60,16 @@ def main(caller: socket.socket, argv: Sequence[str]) -> None:
         code = carry_out(call, interrupts)
         done.set()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        worker = _worker(surroundings, keep_alive) if read else None
+        if not read:  # nothing is left to do: the caller's wait is for our end
+            raise SystemExit(code)
+        worker = _worker(surroundings, keep_alive)
         with contextlib.suppress(OSError):
             caller.send(bytes([code]))
         if worker:
             with contextlib.suppress(Exception):  # who asks will hear of it
                 prepare(*read[-1], runtime)
             worker.serve(runtime)
-        elif read:
+        else:
             _dry_run(*read[-1], surroundings)
 
 
