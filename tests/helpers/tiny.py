@@ -236,6 +236,17 @@ def stored(folder: Path) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         )
 
 
+def byte_tokenizer() -> tokenizers.Tokenizer:
+    """Every byte is a token; then <s> and </s>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(models.BPE(vocab={sign: n for n, sign in enumerate(alphabet)}, merges=[]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    return made
+
+
 def tokenizer(
     corpus: Sequence[str], template: str | None = None, special: Sequence[str] = (), size: int = 400
 ) -> Tokenizer:

@@ -7,8 +7,8 @@ from typing import Any
 import platformdirs
 import pytest
 import torch
+from tiny import byte_tokenizer
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from actqkv_cli.errors import UsageError
@@ -49,12 +49,7 @@ CHATS = [
 
 @pytest.fixture
 def files(tmp_path: Path) -> ModelFiles:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={sign: n for n, sign in enumerate(alphabet)}, merges=[]))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<s>", "</s>"])
+    backend = byte_tokenizer()
     backend.enable_truncation(4)  # its last user's
     backend.enable_padding(length=50)
     backend.save(str(tmp_path / "tokenizer.json"))
