@@ -123,6 +123,20 @@ def by_hand(given: dict[str, Any], sliding_window: Any = None) -> Any:
 BACKENDS = ["reference", "torch", "triton"]
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("window", [1, 30])
+def test_scores_of_bf16_are_not_rounded(window: int, backend: str) -> None:
+    """Qwen2.5's are large: next to 200, bf16 knows whole numbers only."""
+    given = Case(window=window, positions="compact", dim=16, dtype=torch.bfloat16).inputs()
+    given["query"] = given["query"] / 10 + 2
+    given["keys"][:] += 25
+    given["rotation"] = None
+    _, mass = by_hand(given)
+    found = run(given, backend, return_mass=True)
+    assert found.mass is not None
+    torch.testing.assert_close(found.mass.double(), mass, atol=1e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sliding_window", [None, 20])
 @pytest.mark.parametrize("positions", ["clamped", "compact"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actqkv_kernels.backend import Backend, runs_triton
 from actqkv_kernels.paged_attention import gathered, reference
-from actqkv_kernels.paged_attention.gathered import rotated
+from actqkv_kernels.paged_attention.reference import rotated
 from actqkv_kernels.paged_attention.workspace import Workspace
 from actqkv_kernels.quantization import Quantized
 

@@ -2,8 +2,10 @@
 
 The keys of a list are gathered and rotated once and stay with it; where the list grows, what was written since is
 added. Grouped queries fold into rows, so that keys are never repeated over heads, the scores of both sides land in one
-buffer, and the softmax runs in place. On two CPU cores this takes two thirds of the time of torch's fused attention,
-whose cost is not the products but the exponentials.
+buffer, and the softmax runs in place.
+
+Scores are products in fp32 whatever the model's type is: rounded to bf16, which torch's products on processors are,
+they cost a model whose scores are large some of its answers.
 """
 
 import functools
@@ -25,8 +27,8 @@ _Turn = tuple[Tensor, Tensor]  # cos and sin, `(T, d / 2)` each
 class _Side:
     """The keys of a list that someone may see, in its order, side by side.
 
-    pages: int64 `(p,)`, where in the pool; place: where in the list, int64 `(n,)`; position: of each; key, rotated, and
-    value: `(Hkv, n, d)`, of which the first `filled` are there.
+    pages: int64 `(p,)`, where in the pool; place: where in the list, int64 `(n,)`; position: of each; key, rotated,
+    fp32, and value: `(Hkv, n, d)`, of which the first `filled` are there.
     """
 
     pages: Tensor
@@ -77,7 +79,7 @@ def paged_attention(
     return_mass: bool,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor | None]:
-    queries = _queries(query_positions, rotation, query.dtype, workspace)
+    queries = _queries(query_positions, rotation, workspace)
     far_side, near_side = _side(far, keys), _side(near, keys)
     _fill(far_side, keys, values, far_side.filled, len(far_side.place), None if far.as_stored else rotation)
     # Of the keys before the first query nothing changes while the list is used; what follows it may be new.
@@ -86,7 +88,7 @@ def paged_attention(
     own = queries.turns and queries.turns[1] if begin == known and end - begin == query.shape[1] else None
     _fill(near_side, keys, values, begin, end, rotation, own)
 
-    query = query * scaling  # rather than the scores, which are far more
+    query = query.float() * scaling  # rather than the scores, which are far more
     near_query = far_query = query
     if queries.turns is not None:
         near_query = _turned(query, queries.turns[1])
@@ -107,15 +109,13 @@ def paged_attention(
     return out, mass.unflatten(1, (-1, far.positions.shape[1]))
 
 
-def _queries(
-    positions: Tensor, rotation: tuple[Tensor, Tensor] | None, dtype: torch.dtype, workspace: Workspace
-) -> _Queries:
+def _queries(positions: Tensor, rotation: tuple[Tensor, Tensor] | None, workspace: Workspace) -> _Queries:
     """Kept from layer to layer, for as long as the very same positions are given."""
-    kept, given = workspace.kept, (positions, dtype, *(rotation or ()))
+    kept, given = workspace.kept, (positions, *(rotation or ()))
     if isinstance(kept, _Queries) and [*map(id, kept.given)] == [*map(id, given)]:
         return kept
     far, near = positions.long()
-    turns = None if rotation is None else (_turn(far, rotation, dtype), _turn(near, rotation, dtype))
+    turns = None if rotation is None else (_turn(far, rotation), _turn(near, rotation))
     together = torch.equal(far, near)
     found = _Queries(given, far, near, int(far[0]), int(near[0]), int(near[-1]), turns, together)
     workspace.kept = found
@@ -128,7 +128,8 @@ def _side(given: Any, keys: Tensor) -> _Side:
         count = int(given.count)
         positions = given.positions[:count].flatten()
         place = (positions >= 0).nonzero()[:, 0]
-        key, value = keys.new_empty((2, keys.shape[1], len(place), keys.shape[3]))
+        value = keys.new_empty((keys.shape[1], len(place), keys.shape[3]))
+        key = torch.empty_like(value, dtype=torch.float32)
         given.kept[_KEPT] = _Side(given.slots[:count].long(), place, positions[place].long(), key, value)
     side: _Side = given.kept[_KEPT]
     return side
@@ -159,8 +160,9 @@ def _fill(
         if len(place) < key.shape[1]:  # some of their keys are seen by no one
             inside = place - first * size
             key, value = key[:, inside], value[:, inside]
+    key = key.float()
     if rotation is not None:
-        key = _turned(key, turn or _turn(side.position[begin:end], rotation, key.dtype))
+        key = _turned(key, turn or _turn(side.position[begin:end], rotation))
     if end - begin == len(side.place):
         side.key, side.value = key, value
     else:
@@ -187,13 +189,15 @@ def _attend(
     return_mass: bool,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor | None]:
-    """Queries `(H, W, d)`, rotated and scaled, for they are far fewer than the scores; keys and values
-    `(Hkv, n, d)`. Returns outputs `(H, W, d)`, and attention received `(Hkv, F + N)` fp32."""
+    """Queries `(H, W, d)` fp32, rotated and scaled, for they are far fewer than the scores; keys, fp32, and values
+    `(Hkv, n, d)`. Returns outputs `(H, W, d)` of the values' type, and attention received `(Hkv, F + N)` fp32."""
     heads, window, dim = near_query.shape
     kv_heads, far_keys = far[0].shape[:2]
     group, total = heads // kv_heads, far_keys + near[0].shape[1]
     if not total:
-        return torch.zeros_like(near_query), near_query.new_zeros((kv_heads, 0)).float() if return_mass else None
+        return torch.zeros_like(near_query, dtype=near[1].dtype), near_query.new_zeros(
+            (kv_heads, 0)
+        ) if return_mass else None
     fold = (kv_heads, group * window, dim)
     far_rows, near_rows = far_query.reshape(fold), near_query.reshape(fold)
     hidden = None
@@ -201,8 +205,8 @@ def _attend(
         hidden = torch.zeros(seen.shape, dtype=near_query.dtype, device=seen.device)
         hidden.masked_fill_(~seen, float("-inf"))
 
-    out = torch.empty(fold, dtype=near_query.dtype, device=near_query.device)
-    mass = torch.empty((kv_heads, total), device=near_query.device) if return_mass else None
+    out = near[1].new_empty(fold)
+    mass = near_query.new_empty((kv_heads, total)) if return_mass else None
     row_bytes = group * window * total * near_query.element_size()
     step = max(1, min(kv_heads, _SCORE_BYTES // max(row_bytes, 1)))
     # As in decoding: scores are copied together rather than values, and need no buffer.
@@ -220,24 +224,19 @@ def _attend(
             scores.view(-1, group, window, total)[..., total - hidden.shape[1] :] += hidden
         in_place = scores if scores.device.type == "cpu" else None  # other devices do not promise that it works
         p = torch.softmax(scores, dim=-1, out=in_place)
+        if mass is not None:
+            ones = p.new_ones((len(p), 1, p.shape[1]))  # a product sums columns several times faster than sum()
+            mass[part] = torch.bmm(ones, p).squeeze(1)
+        p = p.to(out.dtype)
         if few:
             torch.baddbmm(p[..., :far_keys] @ far[1], p[..., far_keys:], near[1], out=out)
         else:
             torch.bmm(p, torch.cat([far[1][part], near[1][part]], dim=1), out=out[part])
-        if mass is not None:
-            ones = p.new_ones((len(p), 1, p.shape[1]))  # a product sums bf16 columns ten times faster than sum()
-            mass[part] = torch.bmm(ones, p).squeeze(1)
     return out.view(heads, window, dim), mass
 
 
-def rotated(x: Tensor, positions: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x `(heads, T, d)` at positions `(T,)`, in its own number type: x1 cos - x2 sin, then x2 cos + x1 sin, for a
-    head's halves x1 and x2 (RoFormer, arXiv 2104.09864, section 3.4.2)."""
-    return _turned(x, _turn(positions, rotation, x.dtype))
-
-
-def _turn(positions: Tensor, rotation: tuple[Tensor, Tensor], dtype: torch.dtype) -> _Turn:
-    cos, sin = (table.index_select(0, positions).to(dtype) for table in rotation)
+def _turn(positions: Tensor, rotation: tuple[Tensor, Tensor]) -> _Turn:
+    cos, sin = (table.index_select(0, positions) for table in rotation)
     return cos, sin
 
 
