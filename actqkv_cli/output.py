@@ -98,19 +98,23 @@ def progress(quiet: bool = False, unit: str = "tokens") -> Iterator[Progress]:
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
     bar = Bar(*columns, console=stderr(), transient=True)  # shown on a terminal only
     on_terminal = sys.stderr.isatty()
-    started: dict[str, tuple[TaskID, int, float]] = {}  # with what was done then, by an earlier run, and when it was
+    tasks: dict[str, TaskID] = {}
+    started: dict[str, tuple[int, float]] = {}  # what was done then, by an earlier run, and when it was
+    reached: dict[str, int] = {}
     last_line: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         stage, _, counted = stage.partition("/")
-        if stage not in started:
-            started[stage] = bar.add_task(stage, rate=""), done, now
-            last_line[stage] = now
-        task, first, began = started[stage]
+        if stage not in tasks:
+            tasks[stage], last_line[stage] = bar.add_task(stage, rate=""), now
+        if done < reached.get(stage, done + 1):  # it begins, or begins anew: with the next document
+            started[stage] = done, now
+        reached[stage] = done
+        first, began = started[stage]
         speed = (done - first) / max(now - began, 1e-9)
         rate = f"{speed:,.{0 if speed >= 10 else 2}f} {counted or unit}/s" if speed else ""
-        bar.update(task, completed=done, total=total or None, rate=rate)
+        bar.update(tasks[stage], completed=done, total=total or None, rate=rate)
         if not on_terminal and now - last_line[stage] >= _PLAIN_EVERY:
             last_line[stage] = now
             share = f" of {total:,}" if total else ""

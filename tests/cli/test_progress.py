@@ -27,6 +27,22 @@ def test_a_rate_is_of_all_that_was_done_in_this_run(clock: list[float], capsys: 
     ]
 
 
+def test_the_next_document_has_a_rate_of_its_own(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress() as report:
+        for done in (0, 900):
+            report("reading", done, 900)
+            clock[0] += 2
+        clock[0] += 100  # while the model was loaded
+        for done in (0, 100):
+            report("reading", done, 500)
+            clock[0] += 2
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 900 of 900 tokens, 450 tokens/s",
+        "reading: 0 of 500 tokens",
+        "reading: 100 of 500 tokens, 50 tokens/s, 8 s left",
+    ]
+
+
 def test_what_is_not_known_is_left_out(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with output.progress(unit="bytes") as report:
         report("fetch", 0, 0)
