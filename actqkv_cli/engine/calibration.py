@@ -1,6 +1,6 @@
 """Finding a model's retrieval heads: a small document with planted facts, asked one by one.
 
-Source: Wu et al., arXiv 2404.15574; the measure is ours: how often the planted block is among a head's five best.
+Source: Wu et al., arXiv 2404.15574; the measure is ours: the mean reciprocal rank of the planted block.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,6 @@ from actqkv_cli.store.tensors import names_in
 from actqkv_cli.store.writer import DocumentWriter
 
 HEADS = 6  # kept; of 12 that were found, 6 ranked as well as all
-_BEST = 5  # a head has found a fact whose block is among its five best
 READING = ReadingSettings(
     window=512,
     sink=64,
@@ -71,8 +70,8 @@ def calibrate(
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Read the planted document into a scratch folder of `cache`, ask for each fact, keep the heads that find it most
-    often. Raises what the store raises."""
+    """Read the planted document into a scratch folder of `cache`, ask for each fact, keep the heads that rank its
+    block best. Raises what the store raises."""
     text, places = planted_document()
     encoded = encode_document(tokenizer, [(1, 0, text)])
     tokens = len(encoded.ids)
@@ -88,22 +87,23 @@ def calibrate(
             writer.commit(text, {**tables, "representatives": prefilled.representatives.cpu()})
         with DocumentReader(folder) as reader, open_session(model, reader) as session:
             keys = [_keys(reader, layer, tokens).to(model.device) for layer in range(geometry.layers)]
-            found, mass_there = [], []
+            ranks = []
             for number, ((_, question), place) in enumerate(zip(FACTS, places, strict=True)):
                 mass = _observe(session, tokenizer, question, keys)
                 target = _blocks_at(encoded.char_start, encoded.start, place, geometry.block_size)
-                best = mass.topk(_BEST, dim=-1).indices  # (L, H, 5)
-                found.append(torch.isin(best, target).any(dim=-1))
-                mass_there.append(mass[..., target].sum(dim=-1))
+                worse = mass < mass[..., target].amax(dim=-1, keepdim=True)
+                worse[..., target] = True
+                ranks.append(1 + (~worse).sum(dim=-1))  # (L, H)
                 progress(tokens + (number + 1) * 64, total)
-    share = torch.stack(found).float().mean(dim=0)
-    # Heads that found equally many facts are ordered by how much of their attention went there.
-    order = (share + torch.stack(mass_there).mean(dim=0) / len(FACTS)).flatten().argsort(descending=True)
-    heads_per_layer = share.shape[1]
+    # Many heads have every fact among their few best blocks, and those that look there hardest are not those that find
+    # most in a text with more to look at. What tells is which block comes first.
+    score = torch.stack(ranks).float().reciprocal().mean(dim=0)
+    order = score.flatten().argsort(descending=True, stable=True)
+    heads_per_layer = score.shape[1]
     heads = [divmod(int(i), heads_per_layer) for i in order[:HEADS]]
     return Calibration(
         heads=[
-            RetrievalHead(layer=layer, head=head, score=round(float(share[layer, head]), 4)) for layer, head in heads
+            RetrievalHead(layer=layer, head=head, score=round(float(score[layer, head]), 4)) for layer, head in heads
         ],
     )
 

@@ -1,4 +1,4 @@
-"""The text that calibration reads: plain filler with a dozen facts planted in it."""
+"""The text that calibration reads: plain filler with two dozen facts planted in it."""
 
 import random
 
@@ -15,6 +15,18 @@ FACTS = (
     ("The archive closes its doors at half past four.", "When does the archive close?"),
     ("Professor Hugo Lindqvist lost the map in Trieste.", "In which city was the map lost?"),
     ("The tower has two hundred and eleven steps.", "How many steps lead up the tower?"),
+    ("Cutlery is counted by the youngest apprentice every Friday.", "Who checks the spoons and forks?"),
+    ("The ferry to the island leaves when the third lamp is lit.", "What is the signal for the boat to depart?"),
+    ("Old Brannagh kept his savings inside a hollow clock.", "Where did Brannagh hide his money?"),
+    ("The recipe calls for nine quinces and a pinch of mace.", "How many quinces does one need?"),
+    ("Lieutenant Sorrel was dismissed because he slept on watch.", "Why did Sorrel lose his post?"),
+    ("The library's oldest volume is bound in eel skin.", "What covers the most ancient book?"),
+    ("Snow closed the pass for forty days in the year of the treaty.", "How long was the mountain road shut?"),
+    ("The choir rehearses in the former brewery.", "In what building do the singers practise?"),
+    ("Marta Quill designed the iron gate of the botanical garden.", "Who drew the plans for the way into the garden?"),
+    ("The prize for the heaviest pumpkin is a silver thimble.", "What does the grower of the largest pumpkin receive?"),
+    ("Pigeons brought the news of the verdict to Salzau.", "How did Salzau learn of the judgement?"),
+    ("The well in the courtyard is thirty-eight metres deep.", "How far down does the well reach?"),
 )
 
 _SENTENCES = 320  # of filler, some 4,400 tokens

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from actqkv_cli.store.files import write_atomic
 from actqkv_cli.store.manifest import RetrievalHead, decisive
 
-_VERSION = 3  # of the facts, the filler and the measure: a change finds the heads anew
+_VERSION = 4  # of the facts, the filler and the measure: a change finds the heads anew
 
 
 class Calibration(BaseModel):

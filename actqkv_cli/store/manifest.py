@@ -107,7 +107,8 @@ class ReadingSettings(_Model):
 
 
 class RetrievalHead(_Model):
-    """A query head that looks from a question to its answer's place; score is the share of facts that it found."""
+    """A query head that looks from a question to its answer's place; score is the mean reciprocal rank of
+    what was planted to find it."""
 
     layer: int = Field(ge=0, le=1023)
     head: int = Field(ge=0, le=65_535)
