@@ -37,7 +37,7 @@ _QUESTION = 64  # tokens of a question with its template, about
 _STEADY = 4  # windows with a full budget that are timed
 _LAYER_BYTES = 64 << 20  # of weights at least, so that they do not all stay in a cache between windows
 _CHARACTERS = 4.2  # a token, about: of English prose, by any of the catalogue's models
-_CALIBRATED = 4400  # tokens that are read to calibrate a model, about
+_CALIBRATED = 4600  # tokens that are read to calibrate a model, about
 _TO_CONVERT, _CONVERTED = 20.0, 35e6  # seconds for the vocabulary, then parameters a second: of two cores
 
 
