@@ -4,8 +4,9 @@ One folder an operation: `__init__.py` checks the arguments and chooses an imple
 the definition. Importing this package imports neither triton nor transformers.
 """
 
-from actqkv_kernels.activation_probe import activation_probe
+from actqkv_kernels.activation_probe import activation_probe, activation_weights
 from actqkv_kernels.block_scores import block_scores, density
+from actqkv_kernels.block_votes import block_votes
 from actqkv_kernels.budget_shares import budget_shares
 from actqkv_kernels.key_bounds import bound_scores, key_bounds
 from actqkv_kernels.page_writes import write_pages
@@ -18,8 +19,10 @@ __all__ = [
     "TopBlocks",
     "Workspace",
     "activation_probe",
+    "activation_weights",
     "anchor_representatives",
     "block_scores",
+    "block_votes",
     "bound_scores",
     "budget_shares",
     "density",

@@ -6,6 +6,7 @@ from kernel_cases import DEVICE, DTYPES, assert_near, normal
 from torch import Tensor
 
 from actqkv_kernels import activation_probe
+from actqkv_kernels import activation_weights as weights_of
 from actqkv_kernels.activation_probe.reference import activation_bias, activation_weights
 from actqkv_kernels.backend import Backend, BackendUnavailable
 
@@ -107,6 +108,12 @@ def test_one_token_stands_for_itself(backend: Backend, dtype: torch.dtype) -> No
     probe = activation_probe(query, backend=backend)
     assert torch.equal(probe, query[:, 0].float())
     assert probe.data_ptr() != query.data_ptr()
+
+
+@pytest.mark.parametrize("window", [1, 9])
+def test_the_weights_of_a_window_are_those_of_its_probe(window: int) -> None:
+    queries = normal(4, window, 16)
+    torch.testing.assert_close(weights_of(queries) @ queries, activation_probe(queries, "torch"))
 
 
 @each_backend

@@ -11,6 +11,7 @@ import tiny
 import torch
 from hand_made import (
     BLOCK,
+    BLOCKS,
     DIM,
     HEADS,
     KV_HEADS,
@@ -31,7 +32,6 @@ from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.lexical import lexical_scores
 from actqkv_cli.retrieval.names import policy_names
 from actqkv_cli.retrieval.policies import (
-    actqkv,
     check_policy,
     heads,
     hybrid,
@@ -39,8 +39,8 @@ from actqkv_cli.retrieval.policies import (
     of_several_documents,
     usual_budget,
 )
-from actqkv_cli.retrieval.policy import PerToken, Selection, Task, best
-from actqkv_kernels import activation_probe, block_scores
+from actqkv_cli.retrieval.policy import Pass, PerToken, RetrievalPolicy, Selection, Task, best
+from actqkv_kernels import activation_probe, activation_weights, block_scores, block_votes
 
 SPECS = [
     *policy_names(),
@@ -48,6 +48,8 @@ SPECS = [
     "acre:random",
     "acre:l1",
     "actqkv:mean:uniform",
+    "actqkv:paper",
+    "actqkv:probe",
 ]
 
 
@@ -72,45 +74,78 @@ def test_what_is_selected_are_ascending_unique_candidates(name: str, candidates:
             assert len(chosen.blocks) == min(blocks, len(candidates))
 
 
-@pytest.mark.parametrize("name", ["actqkv", "actqkv:uniform", "heads"])
+@pytest.mark.parametrize("name", ["actqkv", "actqkv:paper", "actqkv:uniform", "heads"])
 @pytest.mark.parametrize("blocks", [0, 1, 7, 10, 45, 100])
 def test_the_layers_share_the_budget_exactly(name: str, blocks: int) -> None:
     policy = make_policy(name, make_task(blocks))
     passes = [[len(chosen.blocks) for chosen in choices] for choices in run(policy, 2)]
     for counts in passes[1:] if policy.scout_layers else passes:
         assert sum(counts) == min(blocks, 45) * LAYERS
-        assert name == "actqkv" or len(set(counts)) == 1
+        assert (name.startswith("actqkv") and "uniform" not in name) or len(set(counts)) == 1
     if policy.scout_layers:  # the scouts attend to the sink alone
         assert set(passes[0]) == {0}
 
 
-def test_actqkv_shares_by_how_sharp_the_step_before_was() -> None:
-    policy = actqkv.Policy(make_task())
+@pytest.mark.parametrize("option", ["", ":paper"])
+def test_actqkv_shares_by_how_sharp_the_step_before_was(option: str) -> None:
+    """The paper by how flat it was."""
+    policy = make_policy(f"actqkv{option}", make_task())
     policy.begin("question")
     flat, sharp = torch.zeros(HEADS, 5, DIM), 50 * normal(5, HEADS, 5, DIM)
-    even = [len(policy.select(layer, flat if layer else sharp)) for layer in range(LAYERS)]
+    one, other = (sharp, flat) if option else (flat, sharp)
+    even = [len(chosen_by(policy, layer, one if layer else other)) for layer in range(LAYERS)]
     assert even == [10] * LAYERS
     policy.begin("decode")
-    shares = [len(policy.select(layer, sharp if layer else flat)) for layer in range(LAYERS)]
+    shares = [len(chosen_by(policy, layer, other if layer else one)) for layer in range(LAYERS)]
     assert shares[0] == 20 > max(shares[1:])
     policy.begin("decode")
-    assert len(policy.select(0, flat)) < 10
+    assert len(chosen_by(policy, 0, one)) < 10
+
+
+def chosen_by(policy: RetrievalPolicy, layer: int, queries: Tensor) -> list[int]:
+    chosen = policy.select(layer, queries)
+    assert isinstance(chosen, Tensor)
+    return chosen.tolist()
+
+
+@pytest.mark.parametrize("option", ["", ":mean", ":probe", ":mean:probe"])
+def test_actqkv_takes_the_blocks_of_most_votes(option: str) -> None:
+    """Of the question's own tokens, by their activation or all alike; or of the one probe-query. Then a token's."""
+    task = make_task()
+    policy = make_policy(f"actqkv{option}:uniform", task)
+    candidates = slice(task.candidates.start, task.candidates.stop)
+    steps: list[tuple[Pass, int, slice]] = [("question", 15, task.own), ("decode", 1, slice(None))]
+    for step, window, own in steps:
+        policy.begin(step)
+        for layer in range(LAYERS):
+            queries = question(3, layer, window)[:, own]
+            count = queries.shape[1]
+            weights = torch.full((count,), 1 / count) if "mean" in option else activation_weights(queries)
+            if "probe" in option:
+                queries, weights = torch.einsum("hwd,w->hd", queries, weights)[:, None], torch.ones(1)
+            votes = torch.zeros(BLOCKS)
+            votes[candidates] = block_votes(queries, task.resident.representatives[layer, candidates, 0], weights)
+            assert chosen_by(policy, layer, question(3, layer, window)) == top(votes, task.candidates, 10)
+
+
+def test_a_question_without_a_word_of_its_own_has_the_votes_of_all_tokens() -> None:
+    policy = make_policy("actqkv", make_task(own=slice(7, 7)))
+    policy.begin("question")
+    assert len(chosen_by(policy, 0, question(3, 0))) == 10
 
 
 @pytest.mark.parametrize("score", ["dot", "cosine"])
 @pytest.mark.parametrize("option", ["", ":mean"])
-def test_actqkv_takes_the_best_by_probe_query(option: str, score: Literal["dot", "cosine"]) -> None:
+def test_the_published_actqkv_takes_the_best_by_probe_query(option: str, score: Literal["dot", "cosine"]) -> None:
     """Or, for ablation, by the mean query."""
     task = replace(make_task(), score=score)
-    policy = make_policy(f"actqkv{option}", task)
+    policy = make_policy(f"actqkv:paper{option}", task)
     policy.begin("question")
     for layer in range(LAYERS):
         queries = question(3, layer)
         probe = queries.mean(dim=1) if option else activation_probe(queries)
         scores = block_scores(probe, task.resident.representatives[layer], score)
-        chosen = policy.select(layer, queries)
-        assert isinstance(chosen, Tensor)
-        assert chosen.tolist() == top(scores, task.candidates, 10)
+        assert chosen_by(policy, layer, queries) == top(scores, task.candidates, 10)
 
 
 @pytest.mark.parametrize("every", [4, 16])

@@ -1,5 +1,6 @@
-"""Activation bias and probe-query: one query per head that stands for a window."""
+"""Activation bias: how much a window's tokens weigh, and the probe-query, one per head, that stands for them."""
 
+import torch
 from torch import Tensor
 
 from actqkv_kernels.activation_probe import reference
@@ -19,3 +20,14 @@ def activation_probe(queries: Tensor, backend: Backend = "auto") -> Tensor:
 
         return kernel.activation_probe(queries)
     return reference.activation_probe(queries)
+
+
+def activation_weights(queries: Tensor) -> Tensor:
+    """What share each token of a window has in its probe-query: activation bias as weights.
+
+    queries: `(H, W, d)`, un-rotated, any float dtype. Returns `(W,)` fp32, >= 0, sum 1. There is no kernel: it is for
+    the questions of a user, once each.
+    """
+    if queries.shape[1] == 1:
+        return queries.new_ones(1, dtype=torch.float32)
+    return reference.activation_weights(queries.transpose(0, 1).flatten(1))

@@ -13,6 +13,7 @@ from actqkv_kernels import (
     activation_probe,
     anchor_representatives,
     block_scores,
+    block_votes,
     budget_shares,
     density,
     mean_representatives,
@@ -112,6 +113,22 @@ def _block_scores(document: str, kind: Literal["dot", "cosine"], bits: Bits | No
         shape=f"{blocks} blocks",
         nbytes=bytes_of(keys, probe) + 4 * blocks,
         operations=2 * blocks * shapes.kv_heads * shapes.dim,
+    )
+
+
+def _block_votes(window: bool, document: str, shapes: Shapes, draw: Draw) -> Call:
+    blocks, tokens = shapes.blocks(DOCUMENTS[document]), shapes.window if window else 1
+    keys = draw.normal(blocks, shapes.kv_heads, shapes.dim)
+    queries = draw.normal(tokens, shapes.heads, shapes.dim).transpose(0, 1)
+    weights = torch.full((tokens,), 1 / tokens, device=draw.device)
+    return _call(
+        block_votes,
+        queries,
+        keys,
+        weights,
+        shape=f"{tokens} x {shapes.heads} queries, {blocks} blocks",
+        nbytes=bytes_of(queries, keys, weights) + 4 * blocks,
+        operations=2 * tokens * shapes.heads * blocks * shapes.dim,
     )
 
 
@@ -222,6 +239,11 @@ CASES = [
         for name, (kind, bits) in _SCORED.items()
         for document in DOCUMENTS
         if name == "dot" or document != "8K"
+    ),
+    *(
+        Case(f"block_votes.{name}.{document}", block_votes, FP32, partial(_block_votes, name == "window", document))
+        for name in ("window", "token")
+        for document in DOCUMENTS
     ),
     *(Case(f"density.{document}", density, FP32, partial(_density, document)) for document in DOCUMENTS),
     *(Case(f"top_blocks.{document}", top_blocks, EXACT, partial(_top_blocks, document)) for document in DOCUMENTS),
