@@ -1,7 +1,7 @@
 """Blocks begin and end anywhere. What a question attends to is completed to whole sentences: half of one misleads."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,25 +37,23 @@ def sentence_tokens(reader: DocumentReader) -> Callable[[int], range]:
     return of
 
 
-def best_blocks(task: Task, scores: Tensor, blocks: int) -> Selection:
-    """The best candidates by scores `(N,)` of the blocks, as `whole_spans`."""
-    candidates = task.candidates
-    order = scores[candidates.start : candidates.stop].argsort(descending=True, stable=True) + candidates.start
-    return whole_spans(task, (range(block, block + 1) for block in order.tolist()), blocks)
+def best_spans(task: Task, scores: Tensor, blocks: int, length: int) -> Selection:
+    """The best spans of candidates, as many as take no more room than so many blocks.
 
-
-def whole_spans(task: Task, spans: Iterable[range], blocks: int) -> Selection:
-    """Spans of candidates, the best first: as many as take no more room than so many blocks, each with the rest of the
-    sentences that it begins and ends in where there is room for these. Spans may overlap."""
-    candidates, size, sentences = task.candidates, task.block_size, task.resident.sentences
+    A span is `length` blocks in a row, as good as the sum of their scores `(N,)`, and has the rest of the sentences
+    that it begins and ends in, where there is room for these. Spans may overlap.
+    """
+    candidates, size = task.candidates, task.block_size
+    sentences, length = task.resident.sentences, min(length, blocks)
     everything = torch.arange(candidates.start, candidates.stop)
     if blocks >= len(candidates) or not blocks:
         return Selection(everything[:blocks], everything[:0])
     first, end = candidates.start * size, min(candidates.stop * size, task.tokens)
+    sums = scores[candidates.start : candidates.stop].float().cpu().unfold(0, length, 1).sum(dim=-1)
     shown = torch.zeros(end - first, dtype=torch.bool)
-    for span in spans:
-        plain = range(span.start * size, min(span.stop * size, end))
-        whole = range(sentences(span.start).start, sentences(span.stop - 1).stop) if sentences else plain
+    for start in (sums.argsort(descending=True, stable=True) + candidates.start).tolist():
+        plain = range(start * size, min((start + length) * size, end))
+        whole = range(sentences(start).start, sentences(start + length - 1).stop) if sentences else plain
         for tokens in (whole, plain):
             more = shown.clone()
             more[max(tokens.start - first, 0) : tokens.stop - first] = True

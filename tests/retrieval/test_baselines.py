@@ -26,7 +26,7 @@ from torch import Tensor
 from actqkv_cli.retrieval.fixed import FixedScores
 from actqkv_cli.retrieval.lexical import block_texts, coverage, lexical_index
 from actqkv_cli.retrieval.policies import make_policy
-from actqkv_cli.retrieval.whole import best_blocks
+from actqkv_cli.retrieval.whole import best_spans
 
 
 def selected(name: str, blocks: int = 10, **task: object) -> list[list[list[int]]]:
@@ -97,7 +97,7 @@ def test_lexical_ranks_by_shared_words() -> None:
     expected[: SINK // BLOCK] = 0
     policy = make_policy("lexical", task)
     assert torch.equal(policy.ranking(torch.rand(BLOCKS)), expected)
-    passages = best_blocks(task, expected, 10).blocks.tolist()
+    passages = best_spans(task, expected, 10, length=1).blocks.tolist()
     assert selected("lexical", text="Where is the lighthouse?") == [[passages] * LAYERS] * 5
     assert selected("lexical", text="And why?") != selected("lexical", text="Where is the lighthouse?")
 

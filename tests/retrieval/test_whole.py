@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hand_made import BLOCK, BLOCKS, STORY, TEMPLATE, TOKENS, make_task, normal, story
 
-from actqkv_cli.retrieval.policy import Selection, Task
+from actqkv_cli.retrieval.policy import Task
 from actqkv_cli.retrieval.sentences import sentences
-from actqkv_cli.retrieval.whole import best_blocks, sentence_tokens, whole_spans
+from actqkv_cli.retrieval.whole import best_spans, sentence_tokens
 
 LONG = "A word " * 60 + "is said. And this."
 
@@ -58,15 +59,8 @@ def task_with(blocks: int, reach: int, candidates: range = range(1, BLOCKS - 1))
 def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(length: int, reach: int, blocks: int) -> None:
     task = task_with(blocks, reach)
     scores = normal(3, BLOCKS)
+    selected = best_spans(task, scores, blocks, length)
     candidates = set(task.candidates)
-    length = min(length, max(blocks, 1), len(candidates))
-    starts = sorted(
-        range(task.candidates.start, task.candidates.stop - length + 1),
-        key=lambda start: -float(scores[start : start + length].sum()),
-    )
-    selected = whole_spans(task, [range(start, start + length) for start in starts], blocks)
-    if length == 1:
-        assert_same(selected, best_blocks(task, scores, blocks))
     assert selected.blocks.tolist() == sorted(set(selected.blocks.tolist()) & candidates)
     assert selected.tokens.tolist() == sorted(set(selected.tokens.tolist()))
     beside = set((selected.tokens // BLOCK).tolist())
@@ -78,6 +72,11 @@ def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(length: 
     if blocks >= len(candidates):
         assert set(selected.blocks.tolist()) == candidates
         return
+    length = min(length, blocks)
+    starts = sorted(
+        range(task.candidates.start, task.candidates.stop - length + 1),
+        key=lambda start: -float(scores[start : start + length].sum()),
+    )
     left = [start for start in starts if not set(_tokens(start, start + length - 1)) <= attended]
     if left and blocks:
         assert left[0] != starts[0]
@@ -88,11 +87,6 @@ def test_spans_are_the_best_and_take_no_more_room_than_the_blocks_would(length: 
         assert set(_sentences(task, starts[0], starts[0] + length - 1)) <= attended
     if reach == 0:
         assert not len(selected.tokens)
-
-
-def assert_same(one: Selection, other: Selection) -> None:
-    assert one.blocks.tolist() == other.blocks.tolist()
-    assert one.tokens.tolist() == other.tokens.tolist()
 
 
 def _tokens(block: int, last: int) -> range:
@@ -108,5 +102,5 @@ def _sentences(task: Task, block: int, last: int) -> range:
 def test_no_more_than_the_candidates_is_attended() -> None:
     """The sink before them and the turns behind are attended anyway."""
     task = task_with(6, BLOCK, candidates=range(3, 11))
-    selected = whole_spans(task, [range(3, 8)], 6)
+    selected = best_spans(task, torch.tensor([0.0] * 3 + [9.0] + [0.0] * (BLOCKS - 4)), 6, 5)
     assert selected.read(BLOCK).tolist() == [3, 4, 5, 6, 7, 8]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actqkv_cli.errors import UsageError
 from actqkv_cli.retrieval.policy import Pass, Selection, Task, kv_head
-from actqkv_cli.retrieval.whole import best_blocks
+from actqkv_cli.retrieval.whole import best_spans
 
 BLOCKS = 16  # of each layer, unless a budget is given; more distract a small model
 NEIGHBOUR = 0.5  # share of a block's score that its neighbours get: an answer often stands beside what was asked
@@ -44,7 +44,7 @@ class Policy:
 
     def selection(self, score: Tensor) -> Selection:
         """What to attend to, by the scores `(N,)` that blocks are ranked by: the best, wherever they stand."""
-        return best_blocks(self._task, score, self._task.block_budget)
+        return best_spans(self._task, score, self._task.block_budget, length=1)
 
     def select(self, layer: int, queries: Tensor) -> Selection:
         if self._scouting:

@@ -1,8 +1,7 @@
 """Retrieval heads and BM25 together: two scores of the same blocks, standardised and added.
 
 They fail on different questions: what the text says in other words is found by the heads, names that mean nothing to
-a small model by the words. Where one place or two stand out, these alone are attended to: whatever is beside them
-distracts. Where more are about as good, the best blocks are, wherever they stand.
+a small model by the words. Where one place stands out, that alone is attended to: whatever is beside it distracts.
 """
 
 import torch
@@ -10,13 +9,14 @@ from torch import Tensor
 
 from actqkv_cli.retrieval.lexical import lexical_scores
 from actqkv_cli.retrieval.policies import heads
-from actqkv_cli.retrieval.policy import Selection
-from actqkv_cli.retrieval.whole import whole_spans
+from actqkv_cli.retrieval.policy import Selection, strength
+from actqkv_cli.retrieval.whole import best_spans
 
 BLOCKS = heads.BLOCKS  # at most
-_SPAN = 6  # blocks of a place: about a paragraph
-_PLACES = 2  # at most
-_ALIKE = 0.7  # of the best place's score: what has less does not stand out beside it
+# The strength of a ranking from which on the answer stands in its best span: 1.5B model, 16K tokens. Short documents do
+# not reach it, for their mean has more of the best in it.
+_STRONG = 9.0
+_SPAN, _SPAN_ROOM = 5, 6  # blocks: about a paragraph, and the rest of its sentences
 
 
 class Policy(heads.Policy):
@@ -27,23 +27,9 @@ class Policy(heads.Policy):
 
     def selection(self, score: Tensor) -> Selection:
         task = self._task
-        length = min(_SPAN, task.block_budget, len(task.candidates))
-        places = best_places(score, task.candidates, length) if length else []
-        if len(places) > _PLACES:
+        if strength(score) < _STRONG or task.block_budget >= len(task.candidates):
             return super().selection(score)
-        return whole_spans(task, places, task.block_budget)
-
-
-def best_places(score: Tensor, candidates: range, length: int) -> list[range]:
-    """The best spans of so many candidates that do not overlap, best first: those whose scores `(N,)` sum to about as
-    much as the best one's. One too many is enough to know that they are."""
-    sums = score[candidates.start : candidates.stop].float().cpu().unfold(0, length, 1).sum(dim=-1)
-    enough, found = _ALIKE * sums.max(), list[range]()
-    while len(found) <= _PLACES and sums.max() >= enough:
-        start = int(sums.argmax())
-        found.append(range(candidates.start + start, candidates.start + start + length))
-        sums[max(start - length + 1, 0) : start + length] = float("-inf")  # what overlaps it
-    return found
+        return best_spans(task, score, min(task.block_budget, _SPAN_ROOM), _SPAN)
 
 
 def fused(*scores: Tensor) -> Tensor:

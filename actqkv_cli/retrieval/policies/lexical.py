@@ -4,7 +4,7 @@ from torch import Tensor
 
 from actqkv_cli.retrieval.lexical import lexical_scores
 from actqkv_cli.retrieval.policy import Pass, Selection, Task
-from actqkv_cli.retrieval.whole import best_blocks
+from actqkv_cli.retrieval.whole import best_spans
 
 BLOCKS = 16
 
@@ -16,7 +16,7 @@ class Policy:
 
     def __init__(self, task: Task) -> None:
         self._scores = lexical_scores(task)
-        self._chosen = best_blocks(task, self._scores, task.block_budget)
+        self._chosen = best_spans(task, self._scores, task.block_budget, length=1)
         self._read = self._chosen.read(task.block_size)
 
     def begin(self, step: Pass) -> None:
