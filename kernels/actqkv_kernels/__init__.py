@@ -4,7 +4,7 @@ One folder an operation: `__init__.py` checks the arguments and chooses an imple
 the definition. Importing this package imports neither triton nor transformers.
 """
 
-from actqkv_kernels.activation_probe import activation_probe, activation_weights
+from actqkv_kernels.activation_probe import activation_probe
 from actqkv_kernels.block_scores import block_scores, density
 from actqkv_kernels.block_votes import block_votes
 from actqkv_kernels.budget_shares import budget_shares
@@ -19,7 +19,6 @@ __all__ = [
     "TopBlocks",
     "Workspace",
     "activation_probe",
-    "activation_weights",
     "anchor_representatives",
     "block_scores",
     "block_votes",

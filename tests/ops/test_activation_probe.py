@@ -6,7 +6,7 @@ from kernel_cases import DEVICE, DTYPES, assert_near, normal
 from torch import Tensor
 
 from actqkv_kernels import activation_probe
-from actqkv_kernels import activation_weights as weights_of
+from actqkv_kernels.activation_probe import activation_weights as weights_of
 from actqkv_kernels.activation_probe.reference import activation_bias, activation_weights
 from actqkv_kernels.backend import Backend, BackendUnavailable
 

@@ -40,7 +40,8 @@ from actqkv_cli.retrieval.policies import (
     usual_budget,
 )
 from actqkv_cli.retrieval.policy import Pass, PerToken, RetrievalPolicy, Selection, Task, best
-from actqkv_kernels import activation_probe, activation_weights, block_scores, block_votes
+from actqkv_kernels import activation_probe, block_scores, block_votes
+from actqkv_kernels.activation_probe import activation_weights
 
 SPECS = [
     *policy_names(),

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from actqkv_cli.retrieval.policy import Pass, PerToken, Task, best
-from actqkv_kernels import activation_probe, activation_weights, block_scores, block_votes, budget_shares, density
+from actqkv_kernels import activation_probe, block_scores, block_votes, budget_shares, density
+from actqkv_kernels.activation_probe import activation_weights
 
 OPTIONS = frozenset({"paper", "probe", "mean", "uniform"}) | PerToken.EVERY
 _MIN_SHARPNESS = 0.02  # no layer's weight is nothing
