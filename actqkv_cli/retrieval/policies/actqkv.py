@@ -1,11 +1,12 @@
 """ActQKV (arXiv 2502.13542): each layer retrieves by its window's queries, those that stand out weighing more; while
 decoding, the dynamic cut-off shares the budget over layers.
 
-A block's score is a vote: the share of attention that every head would give it, for each of the question's own tokens.
-The paper's sum of raw products of one probe-query for all heads lets the loudest heads drown those that know.
+A block's score is a vote: the share of attention that every head would give it, for each of the question's own tokens,
+then for each token of the answer. The paper's sum of raw products lets the loudest heads drown those that know.
 
-The paper gives more blocks to layers of flat scores. Measured, that loses to an even split, and the reverse wins: a
-layer that tells blocks apart has use for more of them. So the shares follow sharpness, one less the density.
+The paper gives more blocks to layers of flat scores. With its products that lost to an even split, and the reverse won:
+a layer that tells blocks apart has use for more of them. So the shares follow sharpness, one less the density; whether
+that helps with votes is not known yet.
 
 Options, for ablation: `paper` is the published form, raw products and shares by density; `probe` has one vote per head,
 of the probe-query; `mean` weighs all tokens alike, `uniform` shares the budget evenly. `every4` and `every16` select
@@ -55,8 +56,9 @@ class Policy(PerToken):
             return scores
         if self._asking and queries[:, task.own].numel():  # the template is the same whatever is asked
             queries = queries[:, task.own]
-        weights = queries.new_full(queries.shape[1:2], 1 / queries.shape[1], dtype=torch.float32)
-        if "mean" not in options:
+        if "mean" in options:
+            weights = queries.new_full(queries.shape[1:2], 1 / queries.shape[1], dtype=torch.float32)
+        else:
             weights = activation_weights(queries)
         if "probe" in options:
             queries, weights = (weights @ queries.float())[:, None], weights.new_ones(1)
